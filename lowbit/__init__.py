@@ -1,0 +1,50 @@
+"""Block formats for training in PyTorch: quantizers, recipes and the linear layer they act in."""
+
+from lowbit.backend import Backend, Emulate, Operand, block_matmul
+from lowbit.convert import convert_linears
+from lowbit.formats import (
+    Arithmetic,
+    BlockFormat,
+    FloatFormat,
+    IntFormat,
+    Rounding,
+    ScaleFormat,
+    ScaleRule,
+    block_format,
+)
+from lowbit.linear import QuantLinear
+from lowbit.noise import Key, Randomness
+from lowbit.policy import LayerPolicy, LayerRule
+from lowbit.quantize import QuantizedTensor, fake_quantize, quantize
+from lowbit.recipe import QuantRecipe
+from lowbit.rotation import Rotation, rotate
+from lowbit.stats import crest_factor, qsnr_db
+
+__all__ = [
+    "Arithmetic",
+    "Backend",
+    "BlockFormat",
+    "Emulate",
+    "FloatFormat",
+    "IntFormat",
+    "Key",
+    "LayerPolicy",
+    "LayerRule",
+    "Operand",
+    "QuantLinear",
+    "QuantRecipe",
+    "QuantizedTensor",
+    "Randomness",
+    "Rotation",
+    "Rounding",
+    "ScaleFormat",
+    "ScaleRule",
+    "block_format",
+    "block_matmul",
+    "convert_linears",
+    "crest_factor",
+    "fake_quantize",
+    "qsnr_db",
+    "quantize",
+    "rotate",
+]

@@ -1,0 +1,77 @@
+"""The seam: what an operand is and how two of them are multiplied.
+
+`linear.py` decides which operands there are and how long one lives; a backend decides how one is
+held. Faster arithmetic for the same recipe comes in here.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import BlockFormat
+from lowbit.noise import Key
+from lowbit.quantize import quantize_values
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A matrix ready to be multiplied: values, and an FP32 scalar kept outside the product."""
+
+    values: Tensor
+    scale: Tensor | None = None
+
+    @property
+    def T(self) -> "Operand":  # noqa: N802  (torch's name)
+        return replace(self, values=self.values.t())
+
+
+class Backend(Protocol):
+    """How operands are held and multiplied."""
+
+    name: str
+
+    def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
+        """The matrix `x`, quantized in blocks along `dim`, or as it is without a format."""
+
+    def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """a @ b + bias in `dtype`."""
+
+
+class Emulate:
+    """Operands hold quantized values in the compute dtype; the device's own GEMM multiplies them.
+
+    Nothing is lost in BF16 where code x scale fits its 8 significant bits (`fits_bf16`); other
+    formats are multiplied in FP32. Tensor scales are applied to the finished product in FP32.
+    """
+
+    name = "emulate"
+
+    def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
+        if format is None:
+            return Operand(x)
+        lossless = x if format.fits_bf16 and x.dtype is torch.bfloat16 else x.float()
+        values, scale = quantize_values(lossless, format, dim, key=key)
+        return Operand(values.bfloat16() if lossless.dtype is torch.bfloat16 else values, scale)
+
+    def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        common = torch.promote_types(a.values.dtype, b.values.dtype)
+        left, right = a.values.to(common), b.values.to(common)
+        scales = [operand.scale for operand in (a, b) if operand.scale is not None]
+        if bias is not None and not scales:
+            return torch.addmm(bias.to(common), left, right).to(dtype)  # the call nn.Linear makes
+        product = left @ right
+        for scale in scales:
+            product = product.float() * scale
+        return (product if bias is None else product + bias).to(dtype)
+
+
+def block_matmul(
+    a: Tensor, b: Tensor, a_format: BlockFormat | None, b_format: BlockFormat | None = None
+) -> Tensor:
+    """a [M, K] @ b [N, K]ᵀ with both operands quantized in blocks along K; dtype of `a`."""
+    backend = Emulate()
+    left = backend.operand(a, a_format, 1, None)
+    right = backend.operand(b, b_format, 1, None)
+    return backend.matmul(left, right.T, None, a.dtype)

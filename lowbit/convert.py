@@ -1,0 +1,53 @@
+"""Swap a model's linear layers for quantized ones."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lowbit.backend import Backend
+from lowbit.linear import QuantLinear
+from lowbit.noise import Randomness
+from lowbit.policy import LayerPolicy
+from lowbit.recipe import QuantRecipe
+
+
+def convert_linears(
+    model: nn.Module,
+    recipe: QuantRecipe | LayerPolicy,
+    skip: Sequence[str] = (),
+    *,
+    backend: Backend | None = None,
+    randomness: Randomness | None = None,
+) -> nn.Module:
+    """Make every `nn.Linear` of `model` a `QuantLinear`, in place, sharing its parameters.
+
+    `skip` are glob patterns of layers left alone (a policy brings its own). Convert before
+    `torch.compile` and before sharding. Raises ValueError, with the model unchanged, for a pattern
+    that matches no layer and for a block that does not divide a layer's width, naming the layer.
+
+    >>> model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 7))
+    >>> convert_linears(model, QuantRecipe.uniform("mxint8"), skip=("1",))[1]
+    Linear(in_features=32, out_features=7, bias=True)
+    """
+    if isinstance(recipe, LayerPolicy):
+        if skip:
+            raise ValueError(f"skip={tuple(skip)} beside a policy: it has its own, {recipe.skip}")
+        policy = recipe
+    else:
+        policy = LayerPolicy(name="", recipe=recipe, skip=tuple(skip))
+    converted: dict[str, QuantLinear] = {}
+    for index, (name, resolved) in enumerate(policy.resolve(model).items()):
+        if resolved is None:
+            continue
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        try:
+            converted[name] = QuantLinear.from_linear(
+                linear, resolved, backend=backend, randomness=randomness, index=index
+            )
+        except ValueError as error:
+            raise ValueError(f"layer {name}: {error}") from None
+    for name, layer in converted.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+    return model

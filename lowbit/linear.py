@@ -1,0 +1,152 @@
+"""A linear layer whose three GEMMs take quantized operands, each from the unquantized tensor."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.backend import Backend, Emulate, Operand
+from lowbit.formats import Rounding
+from lowbit.noise import Key, Randomness
+from lowbit.recipe import OPERANDS, QuantRecipe
+from lowbit.rotation import rotate
+
+
+@dataclass(frozen=True)
+class LayerNumerics:
+    """All that says how one layer computes, at one moment."""
+
+    recipe: QuantRecipe
+    backend: Backend
+    key: Key | None = None
+
+    def operand(self, name: str, x: Tensor, dim: int) -> Operand:
+        """The operand called `name`, from the unquantized matrix `x`, blocked along `dim`."""
+        format = self.recipe.format(name)
+        if rotation := self.recipe.rotation(name.split("_")[0]):
+            x = rotate(x, rotation, dim)
+        key = None
+        if format is not None and format.rounding is Rounding.STOCHASTIC:
+            assert self.key is not None
+            key = self.key.fold(OPERANDS.index(name))
+            if name in self.recipe.weights:
+                key = key.at(0)  # all ranks and micro-batches see the same weight
+        return self.backend.operand(x, format, dim, key)
+
+
+class _QuantizedLinear(torch.autograd.Function):
+    """input [tokens, in], weight [out, in]; saves what the unquantized layer saves."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, numerics: LayerNumerics
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.numerics = numerics
+        a = numerics.operand("fprop_input", input, dim=1)
+        b = numerics.operand("fprop_weight", weight, dim=1)
+        return numerics.backend.matmul(a, b.T, bias, input.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        numerics: LayerNumerics = ctx.numerics
+        grad_input = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            a = numerics.operand("dgrad_grad_output", grad_output, dim=1)
+            if numerics.recipe.reuse_fprop_weight:
+                b = numerics.operand("fprop_weight", weight, dim=1)
+            else:
+                b = numerics.operand("dgrad_weight", weight, dim=0)
+            grad_input = numerics.backend.matmul(a, b, None, input.dtype)
+        if ctx.needs_input_grad[1]:
+            a = numerics.operand("wgrad_grad_output", grad_output, dim=0)
+            b = numerics.operand("wgrad_input", input, dim=0)
+            grad_weight = numerics.backend.matmul(a.T, b, None, weight.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_output.sum(0)
+        return grad_input, grad_weight, grad_bias, None
+
+
+class QuantLinear(nn.Linear):
+    """`nn.Linear` under a recipe; the same parameters, state_dict keys, shapes and dtypes.
+
+    Input [..., in_features]. Under autocast, input, weight and bias are cast as `nn.Linear`'s are,
+    and quantized as the GEMM would have received them.
+    """
+
+    recipe: QuantRecipe
+    backend: Backend
+    randomness: Randomness | None  #: for stochastic rounding
+    index: int  #: of the layer in the model: its stream of random numbers
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        recipe: QuantRecipe,
+        *,
+        backend: Backend | None = None,
+        randomness: Randomness | None = None,
+        index: int = 0,
+    ) -> "QuantLinear":
+        """A quantized layer that shares `linear`'s parameters."""
+        bias = linear.bias is not None
+        layer = cls(linear.in_features, linear.out_features, bias, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer.train(linear.training)
+        layer.backend, layer.randomness, layer.index = backend or Emulate(), randomness, index
+        layer.set_recipe(recipe)
+        return layer
+
+    def set_recipe(self, recipe: QuantRecipe) -> None:
+        """Compute under `recipe` from now on; ValueError if a block does not divide the layer."""
+        _check_widths(recipe, self.in_features, self.out_features)
+        if recipe.is_random and self.randomness is None:
+            raise ValueError("stochastic rounding needs randomness=Randomness(seed)")
+        self.recipe = recipe
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        device = input.device.type
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            input, weight = input.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        key = self.randomness.key(self.index) if self.recipe.is_random and self.randomness else None
+        numerics = LayerNumerics(self.recipe, self.backend, key)
+        with torch.autocast(device, enabled=False):  # operands held in FP32 stay so
+            matrix = input.reshape(-1, self.in_features)
+            output: Tensor = _QuantizedLinear.apply(matrix, weight, bias, numerics)  # type: ignore[no-untyped-call]  # torch's
+        return output.reshape(*input.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """The recipe beside the shape."""
+        table = ", ".join(f"{operand}={text}" for operand, text in self.recipe.table().items())
+        return f"{super().extra_repr()}, {table}"
+
+
+def _check_widths(recipe: QuantRecipe, in_features: int, out_features: int) -> None:
+    """Feature widths must be whole blocks; tokens need not be, they are filled with zeros."""
+    axes = {"fprop": ("in_features", in_features), "dgrad": ("out_features", out_features)}
+    for operand in OPERANDS[:4]:
+        axis, width = axes[operand.split("_")[0]]
+        sizes: dict[str, int] = {}
+        format, rotation = recipe.format(operand), recipe.rotation(operand.split("_")[0])
+        if rotation:
+            sizes[f"{operand}'s rotation size"] = rotation.size
+        if format is not None and isinstance(format.block_size, tuple):
+            rows, columns = format.block_size
+            if out_features % rows or in_features % columns:
+                raise ValueError(
+                    f"weight shape {out_features} x {in_features} is not a multiple of "
+                    f"{operand}={format}"
+                )
+        elif format is not None and isinstance(format.block_size, int) and format.block_size != -1:
+            sizes[f"{operand}={format}, block_size"] = format.block_size
+        for what, size in sizes.items():
+            if width % size:
+                raise ValueError(f"{axis}={width} is not a multiple of {what} {size}")

@@ -1,0 +1,119 @@
+"""Which numerics each of a layer's six operands gets."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from lowbit.formats import BlockFormat, Rounding, block_format
+from lowbit.rotation import Rotation
+
+GEMMS = {
+    "fprop": ("fprop_input", "fprop_weight"),
+    "dgrad": ("dgrad_grad_output", "dgrad_weight"),
+    "wgrad": ("wgrad_grad_output", "wgrad_input"),
+}
+OPERANDS = tuple(operand for pair in GEMMS.values() for operand in pair)
+
+
+@dataclass(frozen=True)
+class QuantRecipe:
+    """The format of each operand of the three GEMMs; None keeps it as the baseline has it.
+
+        fprop   output      = Q(input)        Q(weight)ᵀ    blocks along in_features
+        dgrad   grad_input  = Q(grad_output)  Q(weight)     blocks along out_features
+        wgrad   grad_weight = Q(grad_output)ᵀ Q(input)      blocks along tokens
+
+    Raises ValueError for a setting without effect.
+    """
+
+    fprop_input: BlockFormat | None = None
+    fprop_weight: BlockFormat | None = None
+    dgrad_grad_output: BlockFormat | None = None
+    dgrad_weight: BlockFormat | None = None
+    wgrad_grad_output: BlockFormat | None = None
+    wgrad_input: BlockFormat | None = None
+    reuse_fprop_weight: bool = False
+    """dgrad takes fprop's copy of the weight (blocks along in_features), not one of its own."""
+    fprop_rotation: Rotation | None = None
+    dgrad_rotation: Rotation | None = None
+    wgrad_rotation: Rotation | None = None
+
+    weights: ClassVar = ("fprop_weight", "dgrad_weight")
+
+    def __post_init__(self) -> None:
+        for operand in OPERANDS:
+            format = self.format(operand)
+            two_d = format is not None and isinstance(format.block_size, tuple)
+            if two_d and operand not in self.weights:
+                raise ValueError(f"{operand}={format}: 2-D blocks are for weights {self.weights}")
+        if self.reuse_fprop_weight and (self.dgrad_weight or not self.fprop_weight):
+            raise ValueError(
+                f"reuse_fprop_weight with dgrad_weight={self.dgrad_weight} and fprop_weight="
+                f"{self.fprop_weight}: it needs a fprop_weight format, and dgrad_weight=None"
+            )
+        if self.reuse_fprop_weight and (self.fprop_rotation or self.dgrad_rotation):
+            raise ValueError(
+                "reuse_fprop_weight with a rotation of fprop or dgrad: the axes differ"
+            )
+        for gemm in GEMMS:
+            if self.rotation(gemm) and not self.quantizes(gemm):
+                raise ValueError(f"{gemm}_rotation has no effect: {gemm} has no quantized operand")
+
+    def format(self, operand: str) -> BlockFormat | None:
+        """The format of an operand named in OPERANDS."""
+        value: BlockFormat | None = getattr(self, operand)
+        return value
+
+    def rotation(self, gemm: str) -> Rotation | None:
+        """The rotation of both operands of a GEMM named in GEMMS."""
+        value: Rotation | None = getattr(self, f"{gemm}_rotation")
+        return value
+
+    def quantizes(self, gemm: str) -> bool:
+        """Whether an operand of this GEMM is quantized."""
+        reused = gemm == "dgrad" and self.reuse_fprop_weight
+        return reused or any(self.format(operand) for operand in GEMMS[gemm])
+
+    @property
+    def is_random(self) -> bool:
+        """Whether any operand is rounded stochastically."""
+        formats = map(self.format, OPERANDS)
+        return any(f is not None and f.rounding is Rounding.STOCHASTIC for f in formats)
+
+    def only(self, *gemms: str) -> "QuantRecipe":
+        """This recipe for the named GEMMs, the baseline's numerics for the others.
+
+        >>> QuantRecipe.uniform("mxint8").only("fprop").table()["dgrad_weight"]
+        'bf16'
+        """
+        if unknown := set(gemms) - set(GEMMS):
+            raise ValueError(f"unknown GEMM {sorted(unknown)}, expected some of {list(GEMMS)}")
+        recipe = self
+        if recipe.reuse_fprop_weight and "fprop" not in gemms and "dgrad" in gemms:
+            raise ValueError("dgrad reuses fprop's weight copy: it cannot stay without fprop")
+        for gemm in set(GEMMS) - set(gemms):
+            changes: dict[str, object] = dict.fromkeys((*GEMMS[gemm], f"{gemm}_rotation"))
+            if gemm == "dgrad":
+                changes["reuse_fprop_weight"] = False
+            recipe = replace(recipe, **changes)  # type: ignore[arg-type]
+        return recipe
+
+    def table(self) -> dict[str, str]:
+        """Operand -> what it gets, in words: `mxint8`, `bf16`, with its rotation."""
+        rows = {}
+        for gemm, operands in GEMMS.items():
+            for operand in operands:
+                text = str(self.format(operand) or "bf16")
+                if operand == "dgrad_weight" and self.reuse_fprop_weight:
+                    text = f"fprop's {self.fprop_weight}"
+                if rotation := self.rotation(gemm):
+                    signs = "" if rotation.seed is None else f", signs {rotation.seed}"
+                    text += f" hadamard({rotation.size}{signs})"
+                rows[operand] = text
+        return rows
+
+    @classmethod
+    def uniform(cls, format: BlockFormat | str) -> "QuantRecipe":
+        """All six operands in one format, each blocked along its own GEMM's contraction axis."""
+        if isinstance(format, str):
+            format = block_format(format)
+        return cls(format, format, format, format, format, format)

@@ -1,0 +1,43 @@
+"""Rounding scaled values to the grid of an element format."""
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import FloatFormat, IntFormat, Rounding
+
+_INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
+_EXPONENT = {torch.float32: 0x7F80_0000, torch.bfloat16: 0x7F80}
+
+
+def round_to_element(
+    y: Tensor,
+    element: IntFormat | FloatFormat,
+    rounding: Rounding = Rounding.NEAREST,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """`y` (FP32 or BF16) on the unbounded grid of `element`: steps of one for integers, of an ulp,
+    never below the subnormals', for floats. NaN stays NaN. A new tensor.
+
+    Only STOCHASTIC uses `noise`, uniform in [0, 1).
+    """
+    match element:
+        case IntFormat():
+            return _round(y, rounding, noise)
+        case FloatFormat(mantissa_bits=mantissa_bits):
+            # clearing all bits but the exponent's leaves 2^floor(log2 |y|)
+            binade = (y.view(_INTEGER[y.dtype]) & _EXPONENT[y.dtype]).view(y.dtype)
+            ulp = binade.clamp_(min=2.0**element.min_exponent).mul_(2.0**-mantissa_bits)
+            return _round(y / ulp, rounding, noise).mul_(ulp)
+
+
+def _round(y: Tensor, rounding: Rounding, noise: Tensor | None) -> Tensor:
+    if rounding is Rounding.NEAREST:
+        return y.round()
+    whole = y.trunc()
+    remainder = (y - whole).abs()  # exact, where y + 0.5 or y + noise would round
+    if rounding is Rounding.HALF_AWAY:
+        up = remainder >= 0.5
+    else:
+        assert noise is not None
+        up = remainder > noise
+    return whole + up.to(y.dtype).copysign(y)
