@@ -1,0 +1,104 @@
+"""Run folders as `lowbit fit` leaves them, with losses that a test chooses."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BATCH, SEQ_LEN = 4, 8
+COLUMNS = "step,tokens_seen,train/loss,grad_norm,lr,tokens_per_second,val/loss,val/perplexity"
+
+
+def _make_run(
+    folder: Path,
+    train: list[float],
+    val: dict[int, float],
+    *,
+    recipe: str = "bf16",
+    seed: int = 0,
+    status: str = "finished",
+    max_steps: int | None = None,
+    **info: Any,
+) -> Path:
+    """`train`: a loss per step; `val`: step -> loss; `info` replaces keys of run.json."""
+    folder.mkdir(parents=True)
+    rows = [COLUMNS]
+    for step, loss in enumerate(train, 1):
+        cells = [step, step * BATCH * SEQ_LEN, loss, 1.0, 0.001, 1000.0 + step]
+        cells += [val[step], 2.0] if step in val else ["", ""]
+        rows.append(",".join(map(str, cells)))
+    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    data = {"path": "corpus", "fingerprint": "f0", "vocab_size": 64, "seed": seed}
+    known: dict[str, Any] = {
+        "format_version": 1, "status": status, "recipe": recipe, "recipe_table": [{"*": recipe}],
+        "seed": seed, "data": data | {"seq_len": SEQ_LEN, "global_batch_size": BATCH},
+        "model": {"hidden_size": 16}, "initial_weights": f"w{seed}", "init_from": None,
+        "max_steps": max_steps or len(train), "world_size": 1, "threads": 1,
+        "versions": {"torch": "2.13.0"}, "commit": "c0ffee", "command": ["lowbit", "fit", "a b"],
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(known | info))
+    (folder / "config.yaml").write_text(f"recipe: {recipe}\noptimizer:\n  lr: 0.001\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    return _make_run
+
+
+TINY = """
+model:
+  llama: {hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
+    num_key_value_heads: 2, vocab_size: 320, max_position_embeddings: 64, attention_dropout: 0.1}
+  optimization: {lr: 1.0e-2, warmup_steps: 2}
+data: {seq_len: 32, global_batch_size: 8, val_windows: 4}
+trainer: {max_steps: 6, val_check_interval: 3, accelerator: cpu}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared bytes of a text that is its own witness: no download."""
+    from data.prepare import Request, prepare
+
+    folder = tmp_path_factory.mktemp("data")
+    for index in range(20):
+        lines = (f"{index} times {n} is {index * n}, as every child knows." for n in range(40))
+        (folder / f"{index}.txt").write_text("\n".join(lines))
+    out = folder / "tokens"
+    request = Request(text=(f"{folder}/*.txt",), tokenizer="bytes", val_fraction=0.2)
+    prepare(out, request)
+    return out
+
+
+@pytest.fixture(scope="session")
+def recipes() -> Path:
+    return Path(__file__).parents[2] / "configs" / "recipe"
+
+
+@pytest.fixture
+def fit(tiny_data: Path, recipes: Path, tmp_path: Path) -> Callable[..., int]:
+    """`lowbit fit` of a tiny model in this process, on one thread: sums depend on their number."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY)
+
+    def run(run_dir: Path, recipe: str, *overrides: str) -> int:
+        from train.cli import main
+
+        layers = ["-c", str(config), "-c", str(recipes / f"{recipe}.yaml")]
+        place = ["--data.path", str(tiny_data), "--run_dir", str(run_dir)]
+        return main(["fit", *layers, *place, *overrides])
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

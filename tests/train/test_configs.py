@@ -1,0 +1,96 @@
+"""Every model x trainer x recipe parses; wrong input is one line, exit code 2, nothing written."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from train.cli import main
+from train.configuration import RunCLI, read_format, write_format
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+RECIPES = sorted((CONFIGS / "recipe").glob("*.yaml"))
+MODELS = sorted((CONFIGS / "model").glob("*.yaml"))
+TRAINERS = sorted((CONFIGS / "trainer").glob("*.yaml"))
+Fit = Callable[..., int]
+
+
+class Parsed(RunCLI):
+    """The command line without building a billion parameters."""
+
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.parse_object(self.config)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("trainer", TRAINERS, ids=lambda path: path.stem)
+def test_every_configuration_parses(recipe: Path, model: Path, trainer: Path) -> None:
+    cli = Parsed("fit", ["-c", str(model), "-c", str(trainer), "-c", str(recipe)])
+    assert cli.config.model.policy.name == recipe.stem
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_formats_survive_being_written(recipe: Path) -> None:
+    cli = Parsed("fit", ["-c", str(MODELS[-1]), "-c", str(recipe)])
+    formats = [f for f in vars(cli.config.model.policy.recipe).values() if f]
+    assert [read_format(write_format(f)) for f in formats if hasattr(f, "element")] == [
+        f for f in formats if hasattr(f, "element")
+    ]
+
+
+BAD_ARGUMENTS = {
+    "unknown key": (("--model.optimization.learning_rate", "1"), "learning_rate"),
+    "wrong type": (("--trainer.max_steps", "many"), "max_steps"),
+    "unknown format": (("--model.policy.recipe.fprop_input", "mxint9"), "unknown block format"),
+    "block against width": (
+        ("--model.policy.recipe.fprop_input", "{name: mxint8, block_size: 48}"),
+        r"layer model.layers.0.self_attn.q_proj: in_features=64 .* 48",
+    ),
+    "missing data": (("--data.path", "nowhere"), "nowhere"),
+    "vocabulary": (("--model.llama.vocab_size", "100"), "vocabulary of .* exceeds .* 100"),
+    "resume path": (("--resume", "gone/step-00000003"), "gone/step-00000003"),
+    "heads": (
+        ("--model.llama.num_attention_heads", "5"),
+        "not a multiple of the number of attention heads .5",
+    ),
+    "pattern": (("--model.policy.skip", "[lm_haed]"), "lm_haed"),
+    "batch": (("--trainer.accumulate_grad_batches", "3"), "global_batch_size=8"),
+    "keep": (("--keep_checkpoints", "1"), "keep_checkpoints=1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    case: str, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = BAD_ARGUMENTS[case]
+    assert fit(tmp_path / "run", "mxint8", *arguments) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
+    assert line.startswith("lowbit: error: ")
+    assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_changed_configuration_is_refused_field_by_field(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    fit(run, "mxint8", "--trainer.max_steps", "2")
+    assert fit(run, "mxint8", "--model.optimization.lr", "0.5", "--trainer.max_steps", "3") == 2
+    assert "model.optimization.lr: 0.01 -> 0.5" in capsys.readouterr().err
+    assert fit(run, "mxint8", "--trainer.max_steps", "3") == 0
+
+
+def test_never_refuses_a_folder_that_holds_a_run(fit: Fit, tmp_path: Path) -> None:
+    fit(tmp_path / "run", "bf16", "--trainer.max_steps", "1")
+    assert fit(tmp_path / "run", "bf16", "--resume", "never") == 2
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["fit", "--help"], ["compare", "--help"]])
+def test_help(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 0

@@ -1,0 +1,94 @@
+"""The files that `lowbit compare` writes say what compare.json says, and need nothing else."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from train.compare import compare
+from train.report import MAX_POINTS, _thinned, write_report
+from train.runs import read_runs
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, make_run: Make) -> Path:
+    tmp_path = tmp_path_factory.mktemp("sweep")
+    for seed in range(3):
+        make_run(
+            tmp_path / f"bf16-s{seed}", [3.0, 2.0, 1.0], {1: 3.5, 3: 2.0 + seed / 9}, seed=seed
+        )
+        val = {1: 3.6, 3: 2.1 + seed / 8}
+        make_run(tmp_path / f"x-s{seed}", [3.0, 2.5, 1.0], val, recipe="x", seed=seed)
+    make_run(tmp_path / "bad-s0", [3.0, math.inf], {}, recipe="</script>", max_steps=3)
+    runs = read_runs([tmp_path])
+    write_report(compare(runs), runs, tmp_path / "compare")
+    return tmp_path / "compare"
+
+
+def document(report: Path) -> dict[str, Any]:
+    return json.loads((report / "compare.json").read_text())
+
+
+def test_page_holds_compare_json_itself(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    (embedded,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', page, re.S
+    )
+    assert json.loads(embedded) == document(report)
+
+
+def test_page_fetches_nothing(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    assert not re.search(r"https?://|\bsrc=|\bhref=|@import|url\((?!#)|fetch\(", page)
+
+
+def test_table_rows_are_the_same_numbers(report: Path) -> None:
+    with (report / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = document(report)
+    for key in ("val_loss", "gap", "max_gap", "train_loss", "perplexity"):
+        assert [row[key] for row in rows] == [
+            "" if row[key] is None else repr(row[key]) for row in found["runs"]
+        ]
+    (pair,) = (p for p in found["pairs"] if (p["a"], p["b"]) == ("bf16", "x"))
+    assert {row["recipe_gap_mean"] for row in rows if row["label"] == "x"} == {str(pair["mean"])}
+
+
+def test_interval_curve_ends_where_the_pair_does(report: Path) -> None:
+    found = document(report)
+    (band,) = found["bands"]
+    (pair,) = (p for p in found["pairs"] if (p["a"], p["b"]) == ("bf16", "x"))
+    assert (band["label"], band["tokens"]) == ("x", [32, 96])
+    assert [band[k][-1] for k in ("mean", "low", "high")] == [
+        pytest.approx(pair[k], rel=1e-5) for k in ("mean", "low", "high")
+    ]
+
+
+def test_only_settings_that_differ_are_listed(report: Path) -> None:
+    settings = document(report)["settings"]
+    assert settings["config.yaml.recipe"] == ["bf16"] * 3 + ["</script>"] + ["x"] * 3
+    assert "config.yaml.optimizer.lr" not in settings and "versions.torch" not in settings
+
+
+def test_pictures_are_the_same_for_the_same_runs(report: Path) -> None:
+    assert (report / "compare.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    svg = (report / "compare.svg").read_bytes()
+    runs = read_runs([report.parent])
+    write_report(compare(runs), runs, report)
+    assert (report / "compare.svg").read_bytes() == svg
+
+
+def test_thinning_keeps_ends_and_spikes() -> None:
+    values = np.sin(np.arange(100_000.0))
+    values[54_321], values[77_777] = 99.0, -99.0
+    kept = _thinned(values)
+    assert len(kept) <= MAX_POINTS and {0, 54_321, 77_777, 99_999} <= {*kept.tolist()}
+    assert _thinned(values[:MAX_POINTS]).tolist() == list(range(MAX_POINTS))

@@ -1,0 +1,65 @@
+"""The `lowbit` command: verbs, one line for every user's error, exit codes."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+
+VERBS = {
+    "fit": "train one run, or go on with it",
+    "validate": "validation loss of a checkpoint",
+    "prepare": "text -> packed token shards",
+    "sweep": "the same run under several recipes and seeds",
+    "compare": "run folders -> gap table, picture, report",
+    "formats": "the table of block formats",
+}
+_MODULES = {
+    "prepare": "data.prepare",
+    "sweep": "train.sweep",
+    "compare": "train.compare",
+    "formats": "train.formats_table",
+}
+EXIT_CODES = "exit codes: 0 done, 1 a bound of compare exceeded, 2 bad input, 3 not finite"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; heavy imports happen inside it."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] in (["fit"], ["validate"]):
+        return _guarded(lambda: getattr(importlib.import_module("train.fit"), argv[0])(argv[1:]))
+    parser = argparse.ArgumentParser(
+        prog="lowbit",
+        description="Pretrain Llama models in low-bit block formats, and compare with BF16.",
+        epilog=EXIT_CODES,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, summary in VERBS.items():
+        subparser = verbs.add_parser(verb, help=summary, description=summary)
+        if verb in _MODULES and argv[:1] == [verb]:
+            module = importlib.import_module(_MODULES[verb])
+            module.add_arguments(subparser)
+    args = parser.parse_args(argv)
+    return _guarded(lambda: importlib.import_module(_MODULES[args.verb]).run(args))
+
+
+def _guarded(verb: Callable[[], int]) -> int:
+    """The verb's exit code; a user's error becomes one line on stderr and code 2."""
+    try:
+        return verb()
+    except BrokenPipeError:
+        return 0
+    except argparse.ArgumentError as error:
+        print(f"lowbit: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"lowbit: error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "NonFiniteError":
+            raise
+        print(f"lowbit: not finite: {error}", file=sys.stderr)
+        return 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

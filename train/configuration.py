@@ -1,0 +1,187 @@
+"""The command line and YAML of a run: LightningCLI, with formats by name and a run folder."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from data.module import TokenDataModule
+from lowbit import (
+    Arithmetic,
+    BlockFormat,
+    LayerPolicy,
+    Rounding,
+    ScaleFormat,
+    ScaleRule,
+    block_format,
+)
+from train.checkpoint import AtomicCheckpointIO, Checkpoints, step_of
+from train.code_use import CodeUse
+from train.metrics_csv import MetricsCsv
+from train.module import PretrainModule
+from train.progress import Progress
+from train.record import RunRecord, command_line
+from train.resume import choose_resume_point
+from train.step_metrics import StepMetrics
+
+_ENUMS = {
+    "scale": ScaleFormat,
+    "scale_rule": ScaleRule,
+    "rounding": Rounding,
+    "arithmetic": Arithmetic,
+}
+
+
+def read_format(value: Any) -> BlockFormat:
+    """`mxint8`, or {name: mxint8, scale_rule: floor, symmetric: false, ...}."""
+    if isinstance(value, BlockFormat):
+        return value
+    if isinstance(value, str):
+        return block_format(value)
+    if not isinstance(value, dict) or "name" not in value:
+        raise ValueError(f"{value!r} is neither a format's name nor a mapping with `name`")
+    changes = dict(value)
+    name = changes.pop("name")
+    for field, enum in _ENUMS.items():
+        if changes.get(field) is not None:
+            changes[field] = enum(changes[field])
+    if isinstance(changes.get("block_size"), list):
+        changes["block_size"] = tuple(changes["block_size"])
+    if "symmetric" in changes:
+        element = block_format(name).element
+        changes["element"] = type(element)(element.bits, symmetric=changes.pop("symmetric"))  # type: ignore[call-arg]  # a float element raises
+    return block_format(name, **changes)
+
+
+def write_format(format: BlockFormat) -> Any:
+    """What `read_format` reads."""
+    plain: dict[str, Any] = {}
+    for field, value in format.changes().items():
+        if field == "element":
+            plain["symmetric"] = value.symmetric
+        elif field in _ENUMS:
+            plain[field] = None if value is None else value.value
+        else:
+            plain[field] = list(value) if isinstance(value, tuple) else value
+    return {"name": format.name} | plain if plain else format.name
+
+
+def read_policy(plain: dict[str, Any]) -> LayerPolicy:
+    """A policy from plain data, as config.yaml holds it."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--policy", type=LayerPolicy)
+    policy: LayerPolicy = parser.instantiate(parser.parse_object({"policy": plain})).policy
+    return policy
+
+
+register_type(BlockFormat, serializer=write_format, deserializer=read_format)
+
+TRAINER_DEFAULTS = {
+    "precision": "bf16-mixed",
+    "max_steps": 200,
+    "use_distributed_sampler": False,  # the batch order is ours; Lightning would wrap it under DDP
+    "check_val_every_n_epoch": None,  # the loader has no end, so validation counts batches
+    "val_check_interval": 50,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,  # Progress takes its place
+    "enable_checkpointing": False,  # Checkpoints takes ModelCheckpoint's place
+}
+
+
+class RunCLI(LightningCLI):
+    """Builds trainer, module and data of one run; nothing is written yet."""
+
+    run_dir: Path
+    resume_point: Path | None
+
+    def __init__(self, verb: str, argv: list[str]) -> None:
+        self._verb = verb
+        super().__init__(
+            PretrainModule,
+            TokenDataModule,
+            args=argv,
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": f"lowbit {verb}", "exit_on_error": False},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What LightningCLI does not have."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of the run: configuration, metrics, checkpoints, weights "
+            "(default: runs/<policy name>-s<seed>).",
+        )
+        if self._verb == "fit":
+            parser.add_argument(
+                "--resume",
+                type=str,
+                default="auto",
+                help="auto: from the newest valid checkpoint of the run folder, if it has one; "
+                "never: refuse a folder that holds a run; PATH: from this checkpoint.",
+            )
+            parser.add_argument(
+                "--checkpoint_every", type=int, default=50, help="In optimizer steps."
+            )
+            parser.add_argument("--keep_checkpoints", type=int, default=2, help="At least 2.")
+        else:
+            parser.add_argument(
+                "--checkpoint", type=str | None, default=None, help="Whose weights to validate."
+            )
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """From `args` alone, whatever sys.argv holds."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """An architecture that transformers refuses is a user's error."""
+        try:
+            super().instantiate_classes()
+        except StrictDataclassError as error:
+            raise ValueError(f"model.llama: {error.__cause__}") from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with our loggers, checkpoints and record."""
+        if self._verb == "validate":
+            return super().instantiate_trainer(logger=False, plugins=[AtomicCheckpointIO()])
+        policy, seed = self.model.policy.name, self.model.seed
+        self.run_dir = Path(self.config["run_dir"] or f"runs/{policy}-s{seed}")
+        self.resume_point = choose_resume_point(self.run_dir, self.config["resume"])
+        checkpoints = Checkpoints(
+            self.run_dir / "checkpoints",
+            self.config["checkpoint_every"],
+            self.config["keep_checkpoints"],
+        )
+        step = 0 if self.resume_point is None else step_of(self.resume_point)
+        board = TensorBoardLogger(self.run_dir, name="", version="", purge_step=step + 1)
+        trainer = super().instantiate_trainer(
+            logger=[board, MetricsCsv(self.run_dir, step)], plugins=[AtomicCheckpointIO()]
+        )
+        record = RunRecord(self.run_dir, command_line())
+        trainer.callbacks += [CodeUse(), StepMetrics(), Progress(), checkpoints, record]  # type: ignore[attr-defined]
+        return trainer
+
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved configuration as plain data."""
+        text = self.parser.dump(self.config, skip_none=False)
+        plain: dict[str, Any] = yaml.safe_load(text)
+        return plain
+
+    def write_config(self, path: Path) -> None:
+        """The resolved configuration, as `-c` reads it."""
+        path.write_text(self.parser.dump(self.config, skip_none=False))

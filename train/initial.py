@@ -1,0 +1,60 @@
+"""The weights a run starts from, and their hash: what makes two runs a pair."""
+
+import copy
+import hashlib
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def build_model(llama: LlamaConfig, init_from: str | None, seed: int) -> LlamaForCausalLM:
+    """Random FP32 weights that depend on `seed` alone, or pretrained ones of the same shape."""
+    config = copy.deepcopy(llama)  # transformers writes into the one it gets
+    config.use_cache = False
+    _check(config)
+    if init_from is not None:
+        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(init_from, dtype=torch.float32)
+        _check_same_shape(config, model.config, init_from)
+        model.config.use_cache = False
+        model.train()  # from_pretrained leaves dropout off
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def _check(config: LlamaConfig) -> None:
+    """What LlamaConfig accepts and LlamaForCausalLM cannot run."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or 0
+    if min(heads, kv_heads, config.vocab_size, config.num_hidden_layers) < 1:
+        raise ValueError(f"heads, kv heads, vocabulary and layers must be positive: {config}")
+    assert config.hidden_size is not None
+    if config.hidden_size % heads or heads % kv_heads:
+        raise ValueError(
+            f"hidden_size={config.hidden_size} must be a multiple of num_attention_heads={heads}, "
+            f"and that of num_key_value_heads={kv_heads}"
+        )
+
+
+def _check_same_shape(wanted: LlamaConfig, found: LlamaConfig, source: str) -> None:
+    fields = (
+        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("num_key_value_heads", "vocab_size", "tie_word_embeddings"),
+    )
+    for name in fields:
+        if getattr(wanted, name) != getattr(found, name):
+            raise ValueError(
+                f"init_from={source} has {name}={getattr(found, name)}, the model's configuration "
+                f"says {getattr(wanted, name)}"
+            )
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        tensor = parameter.detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

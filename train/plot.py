@@ -1,0 +1,108 @@
+"""compare.png and compare.svg: the curves, and below them the gaps to the baseline."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by colour-blind readers; black is the baseline's, yellow last
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
+MARKERS = "osD^vphd"
+CONTROL = "#999999"
+GAP_FROM = 0.25  # share of the tokens after which the gap panel must show everything
+
+
+def plot(document: dict[str, Any], out: Path) -> None:
+    """Draw what compare.json holds, nothing else."""
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    last = max((row["tokens"] for row in document["runs"]), default=0) or 1
+    unit, name = (1e9, "billion") if last >= 2e9 else (1e6, "million")
+    bottom.axhline(0, color="black", linewidth=1)
+    styles = _styles(document["runs"])
+    summed_up = {band["label"] for band in document["bands"]}
+    for row, curves in zip(document["runs"], document["curves"], strict=True):
+        faint = {"marker": ".", "markersize": 4} if row["label"] in summed_up else {}
+        _draw_run(top, bottom, row, curves, styles[row["label"]] | faint, unit)
+    for band in document["bands"]:
+        color = styles[band["label"]]["color"]
+        at = [tokens / unit for tokens in band["tokens"]]
+        bottom.fill_between(at, band["low"], band["high"], color=color, alpha=0.2, linewidth=0)
+        bottom.plot(at, band["mean"], linewidth=2.2, **styles[band["label"]])
+    _fit(bottom, document, last)
+    top.set_xlim(0, 1.02 * last / unit)
+    top.set_ylabel("loss (nats per token)", fontsize=12)
+    bottom.set_ylabel(f"gap to {document['baseline']}\n(nats per token)", fontsize=12)
+    bottom.set_xlabel(f"training tokens ({name})", fontsize=12)
+    for label, style in styles.items():
+        top.plot([], [], linewidth=1.6, label=_legend(label, document["runs"]), **style)
+    top.legend(fontsize=11, frameon=False, loc="upper right")
+    top.set_title(_caption(document), fontsize=10, loc="left")
+    for axes in (top, bottom):
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.tick_params(labelsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out / "compare.png", dpi=150)
+    with matplotlib.rc_context({"svg.hashsalt": "lowbit"}):  # the same input, the same file
+        figure.savefig(out / "compare.svg", metadata={"Date": None})
+
+
+def _styles(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By label; controls are grey and use up no colour. Hollow markers let others show through."""
+    controls = list(dict.fromkeys(row["label"] for row in rows if row["control"]))
+    labels = list(dict.fromkeys(row["label"] for row in rows if not row["control"]))
+    found = {}
+    for label in dict.fromkeys(row["label"] for row in rows):
+        i = (controls if label in controls else labels).index(label)
+        color = CONTROL if label in controls else COLORS[i % len(COLORS)]
+        found[label] = {"color": color, "marker": MARKERS[i % 8], "markersize": 5 + 1.5 * (i % 4)}
+        found[label] |= {"markerfacecolor": "none", "markeredgewidth": 1.4}
+    return found
+
+
+def _draw_run(
+    top: Axes, bottom: Axes, row: dict[str, Any], curves: Any, style: dict[str, Any], unit: float
+) -> None:
+    points = {k: ([t / unit for t in c["tokens"]], c["values"]) for k, c in curves.items()}
+    line = {"color": style["color"], "linewidth": 1, "alpha": 0.45}
+    top.plot(*points["train"], **line)
+    top.plot(*points["val"], linestyle="none", **style)
+    if "val_gap" in points:
+        bottom.plot(*points["train_gap"], **line)
+        bottom.plot(*points["val_gap"], linestyle="none", **style)
+    if row["status"] == "diverged" and points["train"][0]:
+        end = [values[-1:] for values in points["train"]]
+        top.plot(*end, "x", color=style["color"], markersize=12, markeredgewidth=3)
+
+
+def _legend(label: str, rows: list[dict[str, Any]]) -> str:
+    own = [row for row in rows if row["label"] == label]
+    stopped = [row["status"] for row in own if row["status"] in ("diverged", "failed")]
+    counts = [f"{stopped.count(word)} of {len(own)} {word}" for word in dict.fromkeys(stopped)]
+    return f"{label}{' (control)' if own[0]['control'] else ''}{''.join(f', {c}' for c in counts)}"
+
+
+def _fit(axes: Axes, document: dict[str, Any], last: float) -> None:
+    """Early gaps and those of diverged runs are large and say little: others set the range."""
+    found = [0.0]
+    for row, curves in zip(document["runs"], document["curves"], strict=True):
+        for curve in (curves.get("train_gap"), curves.get("val_gap")):
+            if curve and row["status"] != "diverged":
+                both = zip(curve["tokens"], curve["values"], strict=True)
+                found += [gap for tokens, gap in both if tokens >= GAP_FROM * last]
+    low, high = min(found), max(found)
+    margin = 0.08 * (high - low) or 0.01
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _caption(document: dict[str, Any]) -> str:
+    text = f"Markers: validation loss. Lines: train loss, EMA {document['smoothing']} per step."
+    if document["bands"]:
+        text += " Shaded: 95 % interval of the mean gap over seeds, at each point for itself."
+    if any(row["status"] == "diverged" for row in document["runs"]):
+        text += " ×: diverged."
+    none = dict.fromkeys(p["verdict"] for p in document["pairs"] if "no verdict" in p["verdict"])
+    return textwrap.fill(text + "".join(f" {v[0].upper()}{v[1:]}." for v in none), 95)

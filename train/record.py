@@ -1,0 +1,111 @@
+"""`run.json`: what a run was made of, written before the first step and when it ends."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from data.module import TokenDataModule
+from train.initial import weights_hash
+from train.module import NonFiniteError, PretrainModule
+
+FORMAT_VERSION = 1
+_PACKAGES = ("lowbit", "torch", "lightning", "transformers", "datasets", "tokenizers")
+
+
+def run_status(folder: Path) -> str | None:
+    """`running`, `finished`, `diverged` or `failed`; None where no run was begun."""
+    path = folder / "run.json"
+    return json.loads(path.read_text())["status"] if path.exists() else None
+
+
+class RunRecord(Callback):
+    """Keeps `run.json` in `folder` true."""
+
+    def __init__(self, folder: Path, command: list[str]) -> None:
+        self._path = folder / "run.json"
+        self._command = command
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, PretrainModule)
+        if not trainer.is_global_zero:
+            return
+        if trainer.ckpt_path is None:
+            _write(self._path, self._describe(trainer, module))
+        else:
+            _update(self._path, status="running", max_steps=trainer.max_steps)
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        if trainer.is_global_zero and self._path.exists():
+            diverged = isinstance(exception, NonFiniteError)
+            _update(self._path, status="diverged" if diverged else "failed", error=str(exception))
+
+    def _describe(self, trainer: Trainer, module: PretrainModule) -> dict[str, Any]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TokenDataModule)
+        layers = module.quantized_layers
+        return {
+            "format_version": FORMAT_VERSION,
+            "status": "running",
+            "recipe": module.policy.name,
+            "recipe_table": [{"layer": n} | q.recipe.table() for n, q in layers.items()],
+            "backend": sorted({layer.backend.name for layer in layers.values()}),
+            "seed": module.seed,
+            "data": {
+                "path": str(data.path),
+                "fingerprint": data.fingerprint,
+                "seq_len": data.seq_len,
+                "global_batch_size": data.global_batch_size,
+                "vocab_size": data.vocab_size,
+                "seed": data.seed,
+            },
+            "model": module.model.config.to_dict(),
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "initial_weights": weights_hash(module.model),
+            "init_from": module.init_from,
+            "max_steps": trainer.max_steps,
+            "precision": str(trainer.precision),
+            "world_size": trainer.world_size,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "threads": torch.get_num_threads(),
+            "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
+            "machine": platform.machine(),
+            "commit": _commit(),
+            "command": self._command,
+        }
+
+
+def finish_record(folder: Path) -> None:
+    """The run has done all its steps and left its weights."""
+    _update(folder / "run.json", status="finished")
+
+
+def _update(path: Path, **changes: Any) -> None:
+    _write(path, json.loads(path.read_text()) | changes)
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    staging = path.with_suffix(".tmp")
+    staging.write_text(json.dumps(record, indent=2) + "\n")
+    staging.replace(path)
+
+
+def _commit() -> str | None:
+    """The checkout's commit, where there is one."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    result = subprocess.run(git, capture_output=True, text=True)
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def command_line() -> list[str]:
+    """The command as it was typed."""
+    return ["lowbit", *sys.argv[1:]]
