@@ -78,16 +78,22 @@ def recipes() -> Path:
     return Path(__file__).parents[2] / "configs" / "recipe"
 
 
-@pytest.fixture
-def fit(tiny_data: Path, recipes: Path, tmp_path: Path) -> Callable[..., int]:
-    """`lowbit fit` of a tiny model in this process, on one thread: sums depend on their number."""
-    config = tmp_path / "tiny.yaml"
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration of a run of seconds."""
+    config = tmp_path_factory.mktemp("configs") / "tiny.yaml"
     config.write_text(TINY)
+    return config
+
+
+@pytest.fixture
+def fit(tiny_data: Path, recipes: Path, tiny: Path) -> Callable[..., int]:
+    """`lowbit fit` of a tiny model in this process, on one thread: sums depend on their number."""
 
     def run(run_dir: Path, recipe: str, *overrides: str) -> int:
         from train.cli import main
 
-        layers = ["-c", str(config), "-c", str(recipes / f"{recipe}.yaml")]
+        layers = ["-c", str(tiny), "-c", str(recipes / f"{recipe}.yaml")]
         place = ["--data.path", str(tiny_data), "--run_dir", str(run_dir)]
         return main(["fit", *layers, *place, *overrides])
 
