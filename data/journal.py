@@ -48,6 +48,13 @@ class Journal:
         for path in folder.glob(f"{_FILE}*"):  # and what a kill left of its writing
             path.unlink()
 
+    @staticmethod
+    def abandon(folder: Path) -> None:
+        """After bad input: leave nothing, unless there is something to go on from."""
+        if not (folder / _FILE).exists():
+            _clear(folder)
+            folder.rmdir()
+
 
 def refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise if `folder` was begun with other arguments."""

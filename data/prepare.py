@@ -31,7 +31,8 @@ def prepare(
     """Fill the folder `out`, or finish an interrupted call; a complete one is left as it is.
 
     The result does not depend on `workers` or on interruptions. Wheels of named corpora are kept in
-    `cache`, by default `.cache` beside `out`.
+    `cache`, by default `.cache` beside `out`. More than one worker means processes that import the
+    calling program anew: call from under `if __name__ == "__main__"`.
     """
     if workers < 1:
         raise ValueError(f"workers={workers}, expected at least 1")
@@ -47,8 +48,13 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         journal = Journal.open(folder, arguments)
-        vocabulary = _vocabulary(folder, request, journal, source, split_of)
-        Packing(source, split_of, vocabulary, request.shard_tokens).run(folder, journal, workers)
+        try:
+            vocabulary = _vocabulary(folder, request, journal, source, split_of)
+            packing = Packing(source, split_of, vocabulary, request.shard_tokens)
+            packing.run(folder, journal, workers)
+        except (ValueError, OSError):
+            Journal.abandon(folder)
+            raise
         return Manifest.load(folder)
 
 
@@ -78,7 +84,7 @@ def _splitter(source: Source, request: Request) -> Splitter:
                 f"{len(keys)} documents with text cannot be split into training and validation: "
                 "expected more of them, --sample-by paragraph or --val-fraction 0"
             )
-        threshold = keys[max(1, round(fraction * len(keys)))]
+        threshold = keys[min(max(1, round(fraction * len(keys))), len(keys) - 1)]
     return lambda head: "val" if split_key(seed, head) < threshold else "train"
 
 

@@ -87,8 +87,8 @@ class Request:
         def open_files() -> Any:
             return _datasets().load_dataset(kind, data_files=names, split="train", streaming=True)
 
-        num_bytes = sum(path.stat().st_size for path in files)
-        return TableSource(open_files, self.text_field or "text", ", ".join(self.text), num_bytes)
+        name = ", ".join(self.text)
+        return TableSource(open_files, self.text_field or "text", name, _table_bytes(files))
 
     def _hub_source(self) -> Source:
         def open_dataset() -> Any:
@@ -114,6 +114,22 @@ class Request:
 def _extension(path: Path) -> str:
     suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
     return suffixes[-1].lower() if suffixes else ""
+
+
+def _table_bytes(files: list[Path]) -> int | None:
+    """Roughly the text in JSONL and parquet files; None where they are compressed."""
+    if any(path.suffix in _COMPRESSIONS for path in files):
+        return None
+    if all(path.suffix == ".parquet" for path in files):
+        from pyarrow import ArrowInvalid, parquet  # what `datasets` reads with
+
+        try:
+            tables = [parquet.read_metadata(path) for path in files]
+        except ArrowInvalid:
+            return None  # reading the rows will say what is wrong
+        sizes = (t.row_group(i).total_byte_size for t in tables for i in range(t.num_row_groups))
+        return int(sum(sizes))
+    return sum(path.stat().st_size for path in files)
 
 
 def _datasets() -> Any:

@@ -1,7 +1,7 @@
 """Block formats for training in PyTorch: quantizers, recipes and the linear layer they act in."""
 
 from lowbit.backend import Backend, Emulate, Operand, block_matmul
-from lowbit.convert import convert_linears
+from lowbit.convert import convert_linears, enter_phase, unquantized
 from lowbit.formats import (
     Arithmetic,
     BlockFormat,
@@ -16,7 +16,7 @@ from lowbit.linear import QuantLinear
 from lowbit.noise import Key, Randomness
 from lowbit.policy import LayerPolicy, LayerRule
 from lowbit.quantize import QuantizedTensor, fake_quantize, quantize
-from lowbit.recipe import QuantRecipe
+from lowbit.recipe import Phase, QuantRecipe
 from lowbit.rotation import Rotation, rotate
 from lowbit.stats import crest_factor, qsnr_db
 
@@ -31,6 +31,7 @@ __all__ = [
     "LayerPolicy",
     "LayerRule",
     "Operand",
+    "Phase",
     "QuantLinear",
     "QuantRecipe",
     "QuantizedTensor",
@@ -43,8 +44,10 @@ __all__ = [
     "block_matmul",
     "convert_linears",
     "crest_factor",
+    "enter_phase",
     "fake_quantize",
     "qsnr_db",
     "quantize",
     "rotate",
+    "unquantized",
 ]

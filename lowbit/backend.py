@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lowbit import kernels
 from lowbit.formats import BlockFormat
 from lowbit.noise import Key
 from lowbit.quantize import quantize_values
@@ -27,6 +28,9 @@ class Operand:
         return replace(self, values=self.values.t())
 
 
+Wanted = tuple[BlockFormat, Key | None]
+
+
 class Backend(Protocol):
     """How operands are held and multiplied."""
 
@@ -34,6 +38,9 @@ class Backend(Protocol):
 
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
         """The matrix `x`, quantized in blocks along `dim`, or as it is without a format."""
+
+    def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
+        """`operand` of one matrix twice: in blocks along its rows, and along its columns."""
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """a @ b + bias in `dtype`."""
@@ -51,9 +58,16 @@ class Emulate:
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
         if format is None:
             return Operand(x)
+        if (done := kernels.operand(x, format, dim, key)) is not None:
+            return Operand(*done)
         lossless = x if format.fits_bf16 and x.dtype is torch.bfloat16 else x.float()
         values, scale = quantize_values(lossless, format, dim, key=key)
         return Operand(values.bfloat16() if lossless.dtype is torch.bfloat16 else values, scale)
+
+    def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
+        if (done := kernels.operands(x, across, down)) is not None:
+            return Operand(*done[0]), Operand(*done[1])
+        return self.operand(x, across[0], 1, across[1]), self.operand(x, down[0], 0, down[1])
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         common = torch.promote_types(a.values.dtype, b.values.dtype)

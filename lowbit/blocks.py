@@ -17,7 +17,7 @@ def _blocked_axes(x: Tensor, block_size: BlockSize, dim: int) -> list[tuple[int,
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"dim={dim} is not an axis of a tensor of shape {tuple(x.shape)}")
     axis = dim % x.ndim
-    return [(axis, x.shape[axis] if block_size == -1 else block_size)]
+    return [(axis, max(x.shape[axis], 1) if block_size == -1 else block_size)]
 
 
 def to_blocks(x: Tensor, block_size: BlockSize, dim: int) -> tuple[Tensor, tuple[int, ...]]:
@@ -32,7 +32,7 @@ def to_blocks(x: Tensor, block_size: BlockSize, dim: int) -> tuple[Tensor, tuple
     if any(padding):
         x = F.pad(x, padding)
     for axis, size in reversed(axes):
-        x = x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
+        x = x.reshape(*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :])
     return x, tuple(axis + 1 + index for index, (axis, _) in enumerate(axes))
 
 

@@ -1,6 +1,7 @@
-"""Swap a model's linear layers for quantized ones."""
+"""Swap a model's linear layers for quantized ones, and change their recipes later."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -8,7 +9,7 @@ from lowbit.backend import Backend
 from lowbit.linear import QuantLinear
 from lowbit.noise import Randomness
 from lowbit.policy import LayerPolicy
-from lowbit.recipe import QuantRecipe
+from lowbit.recipe import Phase, QuantRecipe
 
 
 def convert_linears(
@@ -51,3 +52,26 @@ def convert_linears(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
     return model
+
+
+def enter_phase(model: nn.Module, policy: LayerPolicy, phase: Phase | None) -> None:
+    """Give every layer that `policy` converted its recipe of `phase`, from now on."""
+    for name, recipe in policy.resolve(model, phase).items():
+        layer = model.get_submodule(name)
+        if recipe is not None:
+            assert isinstance(layer, QuantLinear)
+            layer.set_recipe(recipe)
+
+
+@contextmanager
+def unquantized(model: nn.Module) -> Iterator[None]:
+    """Within, every layer computes as the baseline does, with the same weights."""
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    recipes = [layer.recipe for layer in layers]
+    try:
+        for layer in layers:
+            layer.set_recipe(QuantRecipe())
+        yield
+    finally:
+        for layer, recipe in zip(layers, recipes, strict=True):
+            layer.set_recipe(recipe)

@@ -1,10 +1,7 @@
-"""What a block format is, and every named one as a literal.
-
-A block of values shares one scale; each value is an element code times that scale.
-"""
+"""What a block format is, elements that share a scale, and every named one as a literal."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -16,6 +13,15 @@ class ScaleFormat(Enum):
     E4M3 = "e4m3"  #: FP8, under one FP32 scale for the whole tensor (NV formats)
     BF16 = "bf16"
     FP32 = "fp32"
+
+    @property
+    def bits(self) -> int:
+        return {"bf16": 16, "fp32": 32}.get(self.value, 8)
+
+    @property
+    def significant_bits(self) -> int:
+        """Of the mantissa with its leading one; none for a power of two, which only shifts."""
+        return {"e8m0": 0, "e4m3": 4, "bf16": 8, "fp32": 24}[self.value]
 
 
 class ScaleRule(Enum):
@@ -93,6 +99,10 @@ class FloatFormat:
     mantissa_bits: int
     max: float  #: given, not derived: E4M3 spends all but one code of its top binade on numbers
 
+    def __post_init__(self) -> None:
+        if self.values[-1] != self.max:
+            raise ValueError(f"max={self.max} is not a value of {self.bits}-bit floats like this")
+
     @property
     def bits(self) -> int:
         return 1 + self.exponent_bits + self.mantissa_bits
@@ -117,39 +127,24 @@ class FloatFormat:
 
     @property
     def has_nan(self) -> bool:
-        """Whether a code means NaN: the 8-bit formats; OCP's 6- and 4-bit floats have none."""
+        """Whether a code means NaN; OCP's 6- and 4-bit floats have none."""
         return self.bits == 8
 
     def decode(self, code: int) -> float:
-        """The value of a bit pattern sign | exponent | mantissa; NaN past `max`."""
-        magnitude = code & (2 ** (self.bits - 1) - 1)
-        exponent, mantissa = divmod(magnitude, 2**self.mantissa_bits)
+        """The value of the bits sign, exponent, mantissa; past `max` NaN or E5M2's infinity."""
+        exponent, mantissa = divmod(code % 2 ** (self.bits - 1), 2**self.mantissa_bits)
         units = mantissa + (2**self.mantissa_bits if exponent else 0)
-        value = units * self.smallest * 2.0 ** max(exponent - 1, 0)
-        return math.copysign(
-            value if value <= self.max else math.nan, 0.5 - (code >> self.bits - 1)
-        )
+        value = math.ldexp(units * self.smallest, max(exponent - 1, 0))
+        if value > self.max:
+            value = math.nan if mantissa else math.inf
+        return -value if code >> self.bits - 1 else value
 
     @property
     def values(self) -> tuple[float, ...]:
-        """All values by ascending code: -0.0 and the negative ones first, then 0.0 and up."""
+        """All finite values, -0.0 and the negative ones (by magnitude) first, then 0.0 and up."""
         half = 2 ** (self.bits - 1)
         codes = [*range(half, 2 * half), *range(half)]
-        return tuple(v for v in map(self.decode, codes) if not math.isnan(v))
-
-
-_SIGNIFICANT_SCALE_BITS = {
-    ScaleFormat.E8M0: 0,
-    ScaleFormat.E4M3: 4,
-    ScaleFormat.BF16: 8,
-    ScaleFormat.FP32: 24,
-}
-_STORED_SCALE_BITS = {
-    ScaleFormat.E8M0: 8,
-    ScaleFormat.E4M3: 8,
-    ScaleFormat.BF16: 16,
-    ScaleFormat.FP32: 32,
-}
+        return tuple(value for value in map(self.decode, codes) if math.isfinite(value))
 
 
 @dataclass(frozen=True)
@@ -175,43 +170,30 @@ class BlockFormat:
     def __post_init__(self) -> None:
         sizes = self.block_size if isinstance(self.block_size, tuple) else (self.block_size,)
         if not all(size > 0 for size in sizes) and self.block_size != -1:
-            raise ValueError(
-                f"block_size={self.block_size} is neither positive nor -1 (whole axis)"
-            )
+            raise ValueError(f"block_size={self.block_size}: positive, or -1 for the whole axis")
         if (self.scale is ScaleFormat.E8M0) != (self.scale_rule is not None):
             raise ValueError(
-                f"scale_rule={self.scale_rule} with scale={self.scale.value}: a rule picks a power"
-                f" of two, so e8m0 scales need one ({[r.value for r in ScaleRule]}), others None"
+                f"{self.scale_rule} with {self.scale}: e8m0 scales need a rule, others have none"
             )
-        if self.scale_min is not None and self.scale is not ScaleFormat.E4M3:
-            raise ValueError(
-                f"scale_min={self.scale_min} has no effect on {self.scale.value} scales"
-            )
+        if self.scale_min is not None and (
+            self.scale is not ScaleFormat.E4M3 or self.scale_min not in E4M3.values[128:]
+        ):
+            raise ValueError(f"scale_min={self.scale_min}: for e4m3 scales, a positive e4m3 value")
         if self.arithmetic is Arithmetic.BF16 and (
             self.scale is ScaleFormat.FP32 or self.scale_rule is ScaleRule.EVEN
         ):
-            raise ValueError(
-                "arithmetic=bf16 is not defined for FP32 scales or scale_rule=even, only for "
-                "E8M0 scales (rceil, floor, ceil), E4M3 and BF16 scales"
-            )
+            raise ValueError("arithmetic=bf16 is not defined for FP32 scales, nor scale_rule=even")
 
     @property
     def bits_per_value(self) -> float:
         """Stored bits per value, the block's scale included (a tensor or row scale is not)."""
-        if self.block_size == -1:
-            return float(self.element.bits)
         sizes = self.block_size if isinstance(self.block_size, tuple) else (self.block_size,)
-        return self.element.bits + _STORED_SCALE_BITS[self.scale] / math.prod(sizes)
+        return self.element.bits + max(0.0, self.scale.bits / math.prod(sizes))  # -1: no bits
 
     @property
     def fits_bf16(self) -> bool:
         """Whether code x block scale always has at most 8 significant bits: exact in BF16."""
-        match self.element:
-            case IntFormat(bits=bits):
-                significant = bits - 1
-            case FloatFormat(mantissa_bits=mantissa_bits):
-                significant = mantissa_bits + 1
-        return significant + _SIGNIFICANT_SCALE_BITS[self.scale] <= 8
+        return self.element.mantissa_bits + 1 + self.scale.significant_bits <= 8
 
     @property
     def clips(self) -> bool:
@@ -221,16 +203,13 @@ class BlockFormat:
 
     def changes(self) -> dict[str, Any]:
         """The fields in which this differs from the named format."""
-        named = NAMED[self.name]
-        names = (field.name for field in fields(self))
-        return {n: getattr(self, n) for n in names if getattr(self, n) != getattr(named, n)}
+        named = NAMED.get(self.name, BlockFormat(self.name, self.element))
+        return {name: value for name, value in vars(self).items() if value != getattr(named, name)}
 
     def __str__(self) -> str:
-        def show(value: Any) -> str:
-            return str(value.value if isinstance(value, Enum) else value)
-
-        changes = ", ".join(f"{name}={show(value)}" for name, value in self.changes().items())
-        return f"{self.name}({changes})" if changes else self.name
+        changes = self.changes().items()
+        shown = ", ".join(f"{name}={getattr(value, 'value', value)}" for name, value in changes)
+        return f"{self.name}({shown})" if shown else self.name
 
 
 E4M3 = FloatFormat(4, 3, max=448.0)
@@ -252,13 +231,8 @@ NVINT4 = BlockFormat("nvint4", IntFormat(4), ScaleFormat.E4M3, 16, scale_rule=No
 NVFP4 = BlockFormat("nvfp4", E2M1, ScaleFormat.E4M3, 16, scale_rule=None)
 INT8 = BlockFormat("int8", IntFormat(8), ScaleFormat.FP32, -1, scale_rule=None)
 
-NAMED = {
-    format.name: format
-    for format in (
-        *(MXINT8, MXINT6, MXINT4, MXFP8, MXFP8_E5M2, MXFP6, MXFP6_E3M2, MXFP4),
-        *(NVINT8, NVINT4, NVFP4, INT8),
-    )
-}
+_MX = (MXINT8, MXINT6, MXINT4, MXFP8, MXFP8_E5M2, MXFP6, MXFP6_E3M2, MXFP4)
+NAMED = {format.name: format for format in (*_MX, NVINT8, NVINT4, NVFP4, INT8)}
 ALIASES = {"mxfp8_e4m3": MXFP8, "mxfp6_e2m3": MXFP6}
 
 

@@ -26,13 +26,50 @@ class LayerNumerics:
         format = self.recipe.format(name)
         if rotation := self.recipe.rotation(name.split("_")[0]):
             x = rotate(x, rotation, dim)
-        key = None
-        if format is not None and format.rounding is Rounding.STOCHASTIC:
-            assert self.key is not None
-            key = self.key.fold(OPERANDS.index(name))
-            if name in self.recipe.weights:
-                key = key.at(0)  # all ranks and micro-batches see the same weight
-        return self.backend.operand(x, format, dim, key)
+        return self.backend.operand(x, format, dim, self._key(name))
+
+    def _key(self, name: str) -> Key | None:
+        format = self.recipe.format(name)
+        if format is None or format.rounding is not Rounding.STOCHASTIC:
+            return None
+        assert self.key is not None
+        key = self.key.fold(OPERANDS.index(name))
+        # all ranks and micro-batches see the same weight
+        return key.at(0) if name in self.recipe.weights else key
+
+    def grad_operands(self, grad_output: Tensor) -> tuple[Operand, Operand]:
+        """grad_output for dgrad and for wgrad: in one read where both take it as it is."""
+        names = "dgrad_grad_output", "wgrad_grad_output"
+        across, down = map(self.recipe.format, names)
+        rotated = self.recipe.dgrad_rotation or self.recipe.wgrad_rotation
+        if across is None or down is None or rotated:
+            first, second = (self.operand(n, grad_output, 1 - i) for i, n in enumerate(names))
+            return first, second
+        keys = map(self._key, names)
+        return self.backend.operands(grad_output, *zip((across, down), keys, strict=True))
+
+    # One function a GEMM: its operands are gone when it returns.
+
+    def output(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """fprop: input [tokens, in], weight [out, in]."""
+        a = self.operand("fprop_input", input, dim=1)
+        b = self.operand("fprop_weight", weight, dim=1)
+        return self.backend.matmul(a, b.T, bias, input.dtype)
+
+    def grad_input(self, grad_output: Tensor, weight: Tensor, a: Operand | None = None) -> Tensor:
+        """dgrad: grad_output [tokens, out], or `a`, what `grad_operands` made of it."""
+        a = a or self.operand("dgrad_grad_output", grad_output, dim=1)
+        if self.recipe.reuse_fprop_weight:
+            b = self.operand("fprop_weight", weight, dim=1)
+        else:
+            b = self.operand("dgrad_weight", weight, dim=0)
+        return self.backend.matmul(a, b, None, grad_output.dtype)
+
+    def grad_weight(self, grad_output: Tensor, input: Tensor, a: Operand | None = None) -> Tensor:
+        """wgrad, with blocks over the tokens."""
+        a = a or self.operand("wgrad_grad_output", grad_output, dim=0)
+        b = self.operand("wgrad_input", input, dim=0)
+        return self.backend.matmul(a.T, b, None, grad_output.dtype)
 
 
 class _QuantizedLinear(torch.autograd.Function):
@@ -44,26 +81,21 @@ class _QuantizedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, weight)
         ctx.numerics = numerics
-        a = numerics.operand("fprop_input", input, dim=1)
-        b = numerics.operand("fprop_weight", weight, dim=1)
-        return numerics.backend.matmul(a, b.T, bias, input.dtype)
+        return numerics.output(input, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         numerics: LayerNumerics = ctx.numerics
         grad_input = grad_weight = grad_bias = None
+        for_dgrad = for_wgrad = None
+        if ctx.needs_input_grad[0] and ctx.needs_input_grad[1]:
+            for_dgrad, for_wgrad = numerics.grad_operands(grad_output)
         if ctx.needs_input_grad[0]:
-            a = numerics.operand("dgrad_grad_output", grad_output, dim=1)
-            if numerics.recipe.reuse_fprop_weight:
-                b = numerics.operand("fprop_weight", weight, dim=1)
-            else:
-                b = numerics.operand("dgrad_weight", weight, dim=0)
-            grad_input = numerics.backend.matmul(a, b, None, input.dtype)
+            grad_input = numerics.grad_input(grad_output, weight, for_dgrad)
+        del for_dgrad  # no operand outlives its GEMM
         if ctx.needs_input_grad[1]:
-            a = numerics.operand("wgrad_grad_output", grad_output, dim=0)
-            b = numerics.operand("wgrad_input", input, dim=0)
-            grad_weight = numerics.backend.matmul(a.T, b, None, weight.dtype)
+            grad_weight = numerics.grad_weight(grad_output, input, for_wgrad)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_output.sum(0)
         return grad_input, grad_weight, grad_bias, None

@@ -20,7 +20,7 @@ def _mix(x: Tensor) -> Tensor:
     below 2^31: the products stay below 2^63, so that no overflow rule of any compiler is used.
     """
     for _ in range(2):
-        x = ((x >> 16) ^ x) * 0x45D_9F3B & _MASK
+        x = ((x >> 16) ^ x).mul_(0x45D_9F3B).bitwise_and_(_MASK)
     return (x >> 16) ^ x
 
 
@@ -43,6 +43,7 @@ class Key:
 
     @classmethod
     def of(cls, seed: int | Tensor) -> "Key":
+        """The key that a seed's streams all fold from."""
         return cls(_mix(_integer(seed) & _MASK), _integer(0))
 
     def fold(self, number: int | Tensor) -> "Key":
@@ -66,7 +67,7 @@ def uniform(shape: tuple[int, ...], key: Key, device: torch.device | str | None 
     row_state = _mix(_mix((row & _MASK) ^ key.state.to(device)) ^ (row >> 32) * _GOLDEN & _MASK)
     column = torch.arange(columns, device=device) * _GOLDEN & _MASK
     bits = _mix(row_state[:, None] ^ column)
-    return ((bits >> 8).float() * 2.0**-24).reshape(shape)
+    return (bits >> 8).float().mul_(2.0**-24).reshape(shape)
 
 
 class Randomness:

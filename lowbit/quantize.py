@@ -2,21 +2,22 @@
 
     values = code x block scale (x tensor scale)      code = round(x / scale), saturated
 
-| input                     | result                                                             |
-|---------------------------|--------------------------------------------------------------------|
-| NaN or Inf in a block     | the whole block is NaN, no other block changes                     |
-| all-zero block            | zeros, signs kept; the E8M0 scale is 2^-127                        |
-| subnormals                | exact: E8M0 scales reach down to 2^-127, a subnormal of FP32       |
-| beyond the element's range| saturates, sign kept (impossible under rceil and ceil)             |
-| rounds beyond x's dtype   | the largest finite number of that dtype                            |
-| -0.0, negative underflow  | -0.0                                                               |
-| axis no block divides     | as if filled with zeros                                            |
-| 0-d                       | one block of one value                                             |
-| empty                     | empty                                                              |
-| float64                   | rounded to FP32 first (beyond its range: NaN), given back as float64|
-| NV formats                | the tensor scale is that of the finite values; below 2^-117 it     |
-|                           | stays there, and what is then out of reach becomes zero            |
-| FP32, BF16 scales         | amax / max; where that underflows to zero, the scale is one        |
+| input                      | result                                                             |
+|----------------------------|--------------------------------------------------------------------|
+| NaN or Inf in a block      | the whole block is NaN, no other block changes                     |
+| all-zero block             | zeros, signs kept; the E8M0 scale is 2^-127                        |
+| subnormals                 | exact: E8M0 scales reach down to 2^-127, a subnormal of FP32       |
+| beyond the element's range | saturates, sign kept (impossible under rceil and ceil)             |
+| rounds beyond x's dtype    | the largest finite number of that dtype                            |
+| -0.0, negative underflow   | -0.0 (integer codes hold none: dequantize gives 0.0)               |
+| axis no block divides      | as if filled with zeros                                            |
+| 0-d                        | one block of one value                                             |
+| empty                      | empty                                                              |
+| float64                    | rounded to FP32 first (beyond its range: NaN), returned as float64 |
+| arithmetic=bf16            | x is rounded to BF16 first (beyond its range: NaN)                 |
+| NV formats                 | the tensor scale is that of the finite values, at least 2^-117;    |
+|                            | what is then out of reach becomes zero                             |
+| FP32, BF16 scales          | amax / max; where that underflows to zero, the scale is one        |
 """
 
 from dataclasses import dataclass
@@ -25,26 +26,12 @@ import torch
 from torch import Tensor
 
 from lowbit import codes as encoding
+from lowbit import kernels
 from lowbit.blocks import from_blocks, to_blocks
-from lowbit.formats import (
-    E4M3,
-    Arithmetic,
-    BlockFormat,
-    IntFormat,
-    Rounding,
-    ScaleFormat,
-    block_format,
-)
-from lowbit.noise import Key, uniform
-from lowbit.rounding import round_to_element
-from lowbit.scale import (
-    block_amax,
-    e4m3_scale,
-    e8m0_exponent,
-    linear_scale,
-    power_of_two,
-    tensor_scale,
-)
+from lowbit.definition import rounded, saturated, scaled_blocks
+from lowbit.formats import E4M3, BlockFormat, IntFormat, Rounding, ScaleFormat, block_format
+from lowbit.noise import Key
+from lowbit.scale import power_of_two
 
 
 def fake_quantize(
@@ -55,15 +42,18 @@ def fake_quantize(
     `x` is any floating-point tensor; a 2-D block covers the last two axes whatever `dim` is. The
     module's table says what becomes of special values. Stochastic rounding takes a `key` and draws
     by global position. Formats whose values need more than BF16's 8 significant bits (nvint8,
-    int8, any with a tensor scale) are rounded once more when `x` is BF16. Not differentiable:
-    `QuantLinear` supplies the straight-through gradient.
+    int8, any with a tensor scale) are rounded once more when `x` is BF16. Not differentiable, the
+    result is detached: `QuantLinear` supplies the straight-through gradient.
 
     >>> fake_quantize(torch.tensor([1.0, 0.3, -0.004]), "mxint8")
     tensor([1.0000, 0.2969, -0.0000])
     """
+    format = _checked(x, format, key)
+    if (done := kernels.fake_quantize(x, format, dim, key)) is not None:
+        return done
     values, tensor_scale = quantize_values(x, format, dim, key=key)
     if tensor_scale is not None:
-        values = _saturate(values.float() * tensor_scale, x.dtype)
+        values = saturated(values.float() * tensor_scale, x.dtype)
     return values.to(x.dtype)
 
 
@@ -75,13 +65,24 @@ def quantize_values(
     The values, code x block scale, come in FP32, or in BF16 where that loses nothing.
     """
     format = _checked(x, format, key)
-    if x.numel() == 0:
-        return x.clone(), None
-    scaled = _scale(x, format, dim)
-    codes = _round(scaled, format, dim, key)
+    if (done := kernels.quantize_values(x, format, dim, key)) is not None:
+        return done
+    scaled = scaled_blocks(x, format, dim)
+    codes = rounded(scaled, format, dim, key)
     values = codes.mul_(scaled.scale.to(codes.dtype))
-    values = from_blocks(_saturate(values, x.dtype), scaled.inside, scaled.shape)
-    return values.reshape(x.shape), scaled.tensor_scale
+    if scaled.tensor_scale is None:
+        values = saturated(values, x.dtype)
+    return from_blocks(values, scaled.inside, scaled.shape).reshape(x.shape), scaled.tensor_scale
+
+
+def unclamped_codes(
+    x: Tensor, format: BlockFormat, dim: int = -1, *, key: Key | None = None
+) -> Tensor:
+    """Codes as rounding leaves them, before the element's range saturates; shape of `x`."""
+    format = _checked(x, format, key)
+    scaled = scaled_blocks(x, format, dim)
+    codes = rounded(scaled, format, dim, key, clamp=False)
+    return from_blocks(codes, scaled.inside, scaled.shape).reshape(x.shape)
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ class QuantizedTensor:
     dim: int
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The values in `dtype`: bit-equal to `fake_quantize` of a tensor of that dtype."""
-        if self.codes.numel() == 0:
-            return torch.empty(self.codes.shape, dtype=dtype, device=self.codes.device)
+        """The values in `dtype`: those of `fake_quantize` of a tensor of that dtype, to the bit but
+        for the sign of integers' zeros.
+        """
         codes = encoding.decode(self.codes, self.format.element)
         matrix = codes.reshape(codes.shape or (1,))
         blocks, inside = to_blocks(matrix, self.format.block_size, self.dim)
@@ -109,7 +110,7 @@ class QuantizedTensor:
         values = blocks * scale
         if self.tensor_scale is not None:
             values = values * self.tensor_scale
-        values = from_blocks(_saturate(values, dtype), inside, matrix.shape)
+        values = from_blocks(saturated(values, dtype), inside, matrix.shape)
         return values.reshape(codes.shape).to(dtype)
 
     def _scale_values(self) -> Tensor:
@@ -128,6 +129,8 @@ class QuantizedTensor:
         OCP's MXINT8 code carries an implied 2^-6, so its stored exponent is `scale`'s plus 6
         (bits - 2). ValueError where that leaves the byte, which only maxima above 2^127 do.
         """
+        if self.format.scale is not ScaleFormat.E8M0:
+            raise ValueError(f"{self.format} has {self.format.scale.value} scales, OCP MX has e8m0")
         if not isinstance(self.format.element, IntFormat):
             return self.scale
         shifted = self.scale.to(torch.int32) + self.format.element.bits - 2
@@ -151,19 +154,14 @@ def quantize(
     ([64, 19, 0], [121], [127])
     """
     format = _checked(x, format, key)
-    if x.numel() == 0:
-        byte = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
-        return QuantizedTensor(byte, byte, None, format, dim)
-    scaled = _scale(x, format, dim)
-    codes = from_blocks(_round(scaled, format, dim, key), scaled.inside, scaled.shape)
+    scaled = scaled_blocks(x, format, dim)
+    codes = from_blocks(rounded(scaled, format, dim, key), scaled.inside, scaled.shape)
     scale = scaled.scale
     for axis in reversed(scaled.inside):
         scale = scale.squeeze(axis)
     match format.scale:
         case ScaleFormat.E8M0:
-            stored = (scale.view(torch.int32) >> 23).to(
-                torch.uint8
-            )  # the exponent field is the byte
+            stored = (scale.view(torch.int32) >> 23).to(torch.uint8)  # the exponent field
         case ScaleFormat.E4M3:
             stored = encoding.encode(scale, E4M3)
         case ScaleFormat.BF16:
@@ -174,17 +172,6 @@ def quantize(
     return QuantizedTensor(elements, stored, scaled.tensor_scale, format, dim)
 
 
-@dataclass(frozen=True)
-class _Scaled:
-    """A tensor in blocks, divided by its scales."""
-
-    y: Tensor  #: the quotient, FP32 or BF16
-    scale: Tensor  #: FP32, of each block
-    tensor_scale: Tensor | None
-    inside: tuple[int, ...]  #: axes of `y` inside a block
-    shape: tuple[int, ...]  #: of the tensor that was blocked
-
-
 def _checked(x: Tensor, format: BlockFormat | str, key: Key | None) -> BlockFormat:
     if isinstance(format, str):
         format = block_format(format)
@@ -193,49 +180,3 @@ def _checked(x: Tensor, format: BlockFormat | str, key: Key | None) -> BlockForm
     if (key is None) == (format.rounding is Rounding.STOCHASTIC):
         raise ValueError(f"rounding={format.rounding.value} and key={key}: stochastic takes a key")
     return format
-
-
-def _working_dtype(x: Tensor, format: BlockFormat) -> torch.dtype:
-    """BF16 where every step on BF16 input is exact in it: the same bits, half the traffic."""
-    if format.arithmetic is Arithmetic.BF16:
-        return torch.bfloat16
-    exact = format.scale is ScaleFormat.E8M0 and format.rounding is Rounding.NEAREST
-    return torch.bfloat16 if exact and x.dtype is torch.bfloat16 else torch.float32
-
-
-def _scale(x: Tensor, format: BlockFormat, dim: int) -> _Scaled:
-    matrix = x.reshape(x.shape or (1,)).to(_working_dtype(x, format))
-    blocks, inside = to_blocks(matrix, format.block_size, dim)
-    amax = block_amax(blocks, inside)
-    above = None
-    match format.scale:
-        case ScaleFormat.E8M0:
-            exponent = e8m0_exponent(amax, format)
-            scale = power_of_two(exponent)
-            y = blocks * power_of_two(-exponent).to(
-                blocks.dtype
-            )  # exact, unlike a division on GPUs
-        case ScaleFormat.E4M3:
-            above = tensor_scale(matrix, format)
-            scale = e4m3_scale(amax, format, above)
-            y = blocks / (scale * above).to(blocks.dtype)
-        case ScaleFormat.BF16 | ScaleFormat.FP32:
-            scale = linear_scale(amax, format)
-            y = blocks / scale.to(blocks.dtype)
-    return _Scaled(y, scale, above, inside, matrix.shape)
-
-
-def _round(scaled: _Scaled, format: BlockFormat, dim: int, key: Key | None) -> Tensor:
-    """Codes in units of the scale, in y's dtype."""
-    noise = None
-    if key is not None:
-        noise = uniform(scaled.shape, key, scaled.y.device)
-        noise = to_blocks(noise, format.block_size, dim)[0]
-    codes = round_to_element(scaled.y, format.element, format.rounding, noise)
-    return codes.clamp_(format.element.min, format.element.max) if format.clips else codes
-
-
-def _saturate(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values that would overflow `dtype` become its largest finite number, in place."""
-    limit = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
-    return values.clamp_(-limit, limit)

@@ -1,6 +1,8 @@
-"""Which numerics each of a layer's six operands gets."""
+"""Which numerics each of a layer's six operands gets, and from which step on fewer do."""
 
+import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import ClassVar
 
 from lowbit.formats import BlockFormat, Rounding, block_format
@@ -117,3 +119,25 @@ class QuantRecipe:
         if isinstance(format, str):
             format = block_format(format)
         return cls(format, format, format, format, format, format)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """From the fraction `start` of the optimizer steps on, only the named GEMMs stay quantized."""
+
+    start: float
+    gemms: tuple[str, ...] = ()  #: of GEMMS; none: the baseline's numerics everywhere
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start < 1:
+            raise ValueError(f"phase start={self.start} is not a fraction of the steps in 0 .. 1")
+        if set(self.gemms) - set(GEMMS) or len(set(self.gemms)) < len(self.gemms):
+            raise ValueError(f"phase gemms={list(self.gemms)}: different ones of {list(GEMMS)}")
+
+    def first_step(self, max_steps: int) -> int:
+        """The first update, counted from 0, that it governs.
+
+        >>> Phase(0.8).first_step(150), Phase(0.55).first_step(100)
+        (120, 55)
+        """
+        return math.ceil(Fraction(str(self.start)) * max_steps)  # as written: 0.55 is 11/20 exactly

@@ -34,11 +34,17 @@ class Rotation:
 
     def matrix(self, device: torch.device | str | None = None) -> Tensor:
         """R, FP32 [size, size]."""
-        return _matrix(self.size, self.seed).to(device)
+        matrix: Tensor = _matrix(self.size, self.seed)
+        return matrix.to(device)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
+def _matrix(size: int, seed: int | None) -> Tensor:
+    return _built(size, seed)
 
 
 @cache
-def _matrix(size: int, seed: int | None) -> Tensor:
+def _built(size: int, seed: int | None) -> Tensor:
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)

@@ -9,6 +9,16 @@ _INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 _EXPONENT = {torch.float32: 0x7F80_0000, torch.bfloat16: 0x7F80}
 
 
+def round_to_bf16(x: Tensor) -> Tensor:
+    """FP32 rounded to the nearest BF16, kept in FP32; too large becomes infinite.
+
+    On the bits, since compilers drop a cast to BF16 and back.
+    """
+    bits = x.view(torch.int32)
+    bits = bits + 0x7FFF + (bits >> 16 & 1) & ~0xFFFF
+    return torch.where(x.isnan(), x, bits.view(torch.float32))
+
+
 def round_to_element(
     y: Tensor,
     element: IntFormat | FloatFormat,

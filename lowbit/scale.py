@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import E4M3, Arithmetic, BlockFormat, ScaleFormat, ScaleRule
-from lowbit.rounding import round_to_element
+from lowbit.rounding import round_to_bf16, round_to_element
 
 NAN_EXPONENT = 128  # what E8M0 stores as byte 255
 _INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
@@ -35,7 +35,7 @@ def e8m0_exponent(amax: Tensor, format: BlockFormat) -> Tensor:
     """The exponent of an E8M0 scale, int32 in -127 .. 127, NAN_EXPONENT where `amax` is NaN."""
     finite = torch.where(amax.isnan(), 1.0, amax)
     if format.arithmetic is Arithmetic.BF16:
-        exponent = _bf16_exponent(finite.bfloat16(), format)
+        exponent = _bf16_exponent(finite, format)
     else:
         exponent = _exact_exponent(finite, format)
     exponent = torch.where(amax == 0, -127, exponent.clamp(-127, 127))
@@ -64,11 +64,11 @@ def _bf16_exponent(amax: Tensor, format: BlockFormat) -> Tensor:
     emax = math.frexp(format.element.max)[1] - 1
     match format.scale_rule:
         case ScaleRule.RCEIL:
-            exponent = (amax / format.element.max).log2().ceil()
+            exponent = round_to_bf16(round_to_bf16(amax / format.element.max).log2()).ceil()
         case ScaleRule.CEIL:
-            exponent = amax.log2().ceil() - emax
+            exponent = round_to_bf16(amax.log2()).ceil() - emax
         case _:
-            exponent = amax.log2().floor() - emax
+            exponent = round_to_bf16(amax.log2()).floor() - emax
     return exponent.clamp(-127, 127).to(torch.int32)  # log2(0) is -inf
 
 
@@ -76,7 +76,7 @@ def linear_scale(amax: Tensor, format: BlockFormat) -> Tensor:
     """amax / max rounded to BF16 or FP32; 1 where that is zero."""
     scale = amax / format.element.max
     if format.scale is ScaleFormat.BF16:
-        scale = scale.bfloat16().float()
+        scale = round_to_bf16(scale)
     return torch.where(scale == 0, 1.0, scale)
 
 
@@ -85,8 +85,8 @@ def tensor_scale(x: Tensor, format: BlockFormat) -> Tensor:
 
     At least 2^-117: its product with the smallest block scale is then a normal number.
     """
-    magnitude = x.abs()
-    amax = torch.where(magnitude.isfinite(), magnitude, 0.0).amax().float()
+    magnitude = torch.where(x.isfinite(), x.abs(), 0.0)
+    amax = magnitude.amax().float() if x.numel() else x.new_zeros(())
     return (amax / (E4M3.max * format.element.max)).clamp(min=2.0**-117)
 
 

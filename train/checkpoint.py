@@ -1,24 +1,25 @@
 """Checkpoints that are complete or not there: `step-00000050/{state.ckpt,manifest.json}`.
 
 Lightning stages a save in the temporary directory and moves it over the previous file, which a kill
-can destroy; so the writing, and the choice of what to resume from, are done here.
+can destroy; so the writing, and the choice of what to resume from, are done here. A folder with any
+other name (`.tmp` unfinished, `.old` on its way out, `.damaged`, `.superseded`) is no checkpoint.
 """
 
 import hashlib
 import json
 import os
-import random
+import pickle
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 FORMAT_VERSION = 1
-_STATE, _MANIFEST = "state.ckpt", "manifest.json"
+STATE, MANIFEST = "state.ckpt", "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -35,40 +36,97 @@ def step_of(path: Path) -> int:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders by ascending step; unfinished ones have another name."""
+    """Checkpoint folders by ascending step, whatever their times say."""
     return sorted((p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), key=step_of)
 
 
-def verify_checkpoint(path: Path) -> None:
-    """Raise DamagedCheckpointError unless every file has the size and SHA-256 of the manifest."""
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint folder, down to the byte as it was written."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_bytes())
-        files, version = manifest["files"], manifest["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpointError(
-            f"{path}: manifest is missing or unreadable ({error})"
-        ) from None
-    if version != FORMAT_VERSION:
+        raw = (path / MANIFEST).read_bytes()
+        manifest = json.loads(raw)
+        del manifest["digest"]
+        genuine = _encode(manifest) == raw
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{path}: manifest missing or unreadable ({error})") from None
+    if not genuine:
+        raise DamagedCheckpointError(f"{path}: manifest is not what was written")
+    if manifest["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {version}, this program reads {FORMAT_VERSION}"
+            f"{path} has format version {manifest['format_version']}, this program reads "
+            f"{FORMAT_VERSION}"
         )
-    for name, digest in files.items():
-        if not (path / name).is_file() or _sha256(path / name) != digest:
+    return dict(manifest)
+
+
+def verify_checkpoint(path: Path) -> dict[str, Any]:
+    """The manifest; raises DamagedCheckpointError unless every file has the SHA-256 in it."""
+    manifest = read_manifest(path)
+    for name, digest in manifest["files"].items():
+        if Path(name).name != name:
+            raise DamagedCheckpointError(f"{path}: {name!r} is no file of the folder")
+        try:
+            found = _sha256(path / name)
+        except OSError as error:
+            raise DamagedCheckpointError(f"{path}: {name} cannot be read ({error})") from None
+        if found != digest:
             raise DamagedCheckpointError(f"{path}: {name} is not what was written")
+    return manifest
 
 
-def find_resume_point(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint by step; damaged ones are renamed out of the way, said so."""
+def load_state(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The state of a verified checkpoint; plain data only, a pickle of anything else is refused."""
+    try:
+        state: dict[str, Any] = torch.load(
+            path / STATE, map_location=map_location, weights_only=True
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than plain data: {error}") from None
+    return state
+
+
+def find_resume_point(folder: Path, *, set_aside: bool = True) -> Path | None:
+    """The newest undamaged checkpoint by step; damaged ones are renamed out of the way, said so.
+
+    Raises DamagedCheckpointError where there are damaged ones only: never from scratch over them.
+    `set_aside=False` is for the ranks that only look.
+    """
     for path in reversed(complete_checkpoints(folder)):
         try:
             verify_checkpoint(path)
         except DamagedCheckpointError as error:
-            quarantine = path.with_name(path.name + ".damaged")
-            path.replace(quarantine)
-            print(f"lowbit: damaged checkpoint set aside as {quarantine}: {error}", flush=True)
+            if set_aside:
+                print(f"lowbit: {error}; set aside as {rename_aside(path, 'damaged')}", flush=True)
             continue
         return path
+    if any(folder.glob("step-*.damaged*")):
+        raise DamagedCheckpointError(
+            f"no undamaged checkpoint is left in {folder}: bring one back from a copy, or start "
+            "anew in another run_dir"
+        )
     return None
+
+
+def rename_aside(path: Path, why: str) -> Path:
+    """Rename a checkpoint so that it is none any more; its new path."""
+    number, aside = 1, path.with_name(f"{path.name}.{why}")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{why}-{number}")
+    return path.rename(aside)
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what a kill left of a save or of a deletion; only the holder of the run's lock may."""
+    for pattern in ("step-*.tmp", "step-*.old"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+
+
+# --- writing ------------------------------------------------------------------------------------
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -78,88 +136,82 @@ class AtomicCheckpointIO(CheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         target = Path(path)
-        staging = target.with_name(target.name + ".tmp")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        with (staging / _STATE).open("wb") as file:
-            torch.save(checkpoint, file)
-            _to_disk(file)
-        files = {_STATE: _sha256(staging / _STATE)}
-        with (staging / _MANIFEST).open("w") as file:
-            json.dump({"format_version": FORMAT_VERSION, "files": files}, file)
-            _to_disk(file)
-        _sync_folder(staging)
-        staging.rename(target)
-        _sync_folder(target.parent)
+        staging = open_staging(target)
+        try:
+            files = {STATE: write_state(checkpoint, staging / STATE)}
+            publish(staging, target, files, checkpoint.get("origin", {}))
+        except OSError:
+            shutil.rmtree(staging, ignore_errors=True)  # a full disk needs the room
+            raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> Any:
         verify_checkpoint(Path(path))
-        location = "cpu" if map_location is None else map_location
-        return torch.load(Path(path) / _STATE, map_location=location, weights_only=True)
+        return load_state(Path(path), "cpu" if map_location is None else map_location)
 
     def remove_checkpoint(self, path: Any) -> None:
-        shutil.rmtree(path)
+        """By a rename first: a kill on the way leaves no half of a checkpoint."""
+        shutil.rmtree(rename_aside(Path(path), "old"))
 
 
-class Checkpoints(Callback):
-    """Saves every so many optimizer steps and at the end, keeps the newest, restores the RNGs."""
+def open_staging(target: Path) -> Path:
+    """An empty folder beside `target`, on the same file system."""
+    staging = target.with_name(target.name + ".tmp")
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    return staging
 
-    def __init__(self, folder: Path, every_n_steps: int, keep: int) -> None:
-        if every_n_steps < 1 or keep < 2:
-            raise ValueError(
-                f"checkpoint_every={every_n_steps}, keep_checkpoints={keep}: at least 1 and 2, "
-                "since the newest may be damaged"
-            )
-        self._folder, self._every, self._keep = folder, every_n_steps, keep
-        self._rng: dict[str, Any] | None = None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        every = int(trainer.val_check_batch or 0)
-        validates = every > 0 and (batch_idx + 1) % every == 0  # then the save comes after it
-        if boundary and not validates and trainer.global_step % self._every == 0:
-            self.save(trainer)
+def write_state(state: Mapping[str, Any], path: Path) -> str:
+    """Write it durably; its SHA-256, taken of the bytes on their way."""
+    with path.open("wb") as file:
+        hashing = _HashingFile(file)
+        try:
+            torch.save(state, hashing)  # type: ignore[arg-type]  # it needs `write` alone
+        except RuntimeError:
+            if hashing.error is not None:  # torch's zip writer reports it as a wrong position
+                raise hashing.error from None
+            raise
+        _to_disk(file)
+    return hashing.digest.hexdigest()
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and trainer.global_step % self._every == 0:
-            self.save(trainer)
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.save(trainer)
+def publish(staging: Path, target: Path, files: dict[str, str], origin: dict[str, Any]) -> None:
+    """Seal a staged checkpoint with its manifest, and give it its name."""
+    with (staging / MANIFEST).open("wb") as file:
+        file.write(
+            _encode({"format_version": FORMAT_VERSION, "files": files, "origin": dict(origin)})
+        )
+        _to_disk(file)
+    _sync_folder(staging)
+    staging.rename(target)
+    _sync_folder(target.parent)
 
-    def save(self, trainer: Trainer) -> None:
-        """Save the step just finished, unless that has been done, and drop the oldest."""
-        path = self._folder / f"step-{trainer.global_step:08d}"
-        if path.exists():
-            return
-        for logger in trainer.loggers:
-            if hasattr(logger, "flush"):
-                logger.flush()  # a resume at this step must find this step's metrics
-        trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
-            for old in complete_checkpoints(self._folder)[: -self._keep]:
-                shutil.rmtree(old)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["rng"] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-        if torch.cuda.is_available():
-            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
+class _HashingFile:
+    """A file that hashes what is written to it, and remembers why a write failed."""
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._rng = checkpoint["rng"]
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._rng is not None:
-            torch.set_rng_state(self._rng["torch"])
-            random.setstate(self._rng["python"])
-            if "cuda" in self._rng:
-                torch.cuda.set_rng_state(self._rng["cuda"])
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _encode(manifest: dict[str, Any]) -> bytes:
+    """The one way to write a manifest: with the hash of itself."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps(manifest | {"digest": digest}, indent=1, sort_keys=True).encode()
 
 
 def _sha256(path: Path) -> str:
@@ -175,5 +227,7 @@ def _to_disk(file: Any) -> None:
 def _sync_folder(folder: Path) -> None:
     """A file's name is durable only once its folder is."""
     descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -12,14 +12,23 @@ VERBS = {
     "sweep": "the same run under several recipes and seeds",
     "compare": "run folders -> gap table, picture, report",
     "formats": "the table of block formats",
+    "analyze": "QSNR and crest factors of a model's operands",
+    "eval": "perplexity and KL of a trained model cast into formats",
+    "theory": "QSNR against crest factor, in theory and on random numbers",
 }
 _MODULES = {
     "prepare": "data.prepare",
     "sweep": "train.sweep",
     "compare": "train.compare",
     "formats": "train.formats_table",
+    "analyze": "train.analysis.analyze",
+    "eval": "train.analysis.evaluate",
+    "theory": "train.analysis.theory",
 }
-EXIT_CODES = "exit codes: 0 done, 1 a bound of compare exceeded, 2 bad input, 3 not finite"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 a bound of compare exceeded, 2 bad input, 3 not finite; "
+    "130, 138, 143: stopped by SIGINT, SIGUSR1, SIGTERM with a checkpoint saved"
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lowbit import Backend, BlockFormat, Key, Operand
+from lowbit.backend import Wanted
 from lowbit.stats import ClampCounts, clamp_counts
 from train.module import PretrainModule
 
@@ -25,6 +26,11 @@ class _Counting:
         if format is not None:
             self.counts += clamp_counts(x, format, dim, key=key)
         return self.inner.operand(x, format, dim, key)
+
+    def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
+        for dim, (format, key) in ((1, across), (0, down)):
+            self.counts += clamp_counts(x, format, dim, key=key)
+        return self.inner.operands(x, across, down)
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: Any) -> Tensor:
         return self.inner.matmul(a, b, bias, dtype)

@@ -1,15 +1,16 @@
 """The command line and YAML of a run: LightningCLI, with formats by name and a run folder."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from data.module import TokenDataModule
 from lowbit import (
@@ -21,14 +22,20 @@ from lowbit import (
     ScaleRule,
     block_format,
 )
-from train.checkpoint import AtomicCheckpointIO, Checkpoints, step_of
+from train.checkpoint import AtomicCheckpointIO, step_of
 from train.code_use import CodeUse
+from train.guards import NonFiniteReport, SpikeReport
+from train.lock import RunLock
 from train.metrics_csv import MetricsCsv
 from train.module import PretrainModule
+from train.names import checked_name, checked_run_dir
 from train.progress import Progress
 from train.record import RunRecord, command_line
 from train.resume import choose_resume_point
+from train.saving import Checkpoints, DiskFull, SavePolicy
+from train.signals import StopRequest, leave_signals_alone, on_first_rank
 from train.step_metrics import StepMetrics
+from train.yaml_safe import load_yaml, use_strict_yaml
 
 _ENUMS = {
     "scale": ScaleFormat,
@@ -100,21 +107,29 @@ class RunCLI(LightningCLI):
 
     run_dir: Path
     resume_point: Path | None
+    lock: RunLock
+    stop: StopRequest
 
     def __init__(self, verb: str, argv: list[str]) -> None:
         self._verb = verb
-        super().__init__(
-            PretrainModule,
-            TokenDataModule,
-            args=argv,
-            run=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults=TRAINER_DEFAULTS,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"prog": f"lowbit {verb}", "exit_on_error": False},
-        )
+        use_strict_yaml()
+        try:
+            super().__init__(
+                PretrainModule,
+                TokenDataModule,
+                args=argv,
+                run=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults=TRAINER_DEFAULTS,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={"prog": f"lowbit {verb}", "exit_on_error": False},
+            )
+        except BaseException:
+            if hasattr(self, "lock"):
+                self.lock.release()
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What LightningCLI does not have."""
@@ -137,6 +152,18 @@ class RunCLI(LightningCLI):
                 "--checkpoint_every", type=int, default=50, help="In optimizer steps."
             )
             parser.add_argument("--keep_checkpoints", type=int, default=2, help="At least 2.")
+            parser.add_argument(
+                "--disk_full",
+                type=DiskFull,
+                default="stop",
+                help="When a checkpoint cannot be written: stop, or continue without it.",
+            )
+            parser.add_argument(
+                "--collective_timeout",
+                type=int,
+                default=600,
+                help="Seconds that a rank waits for the others before it gives up.",
+            )
         else:
             parser.add_argument(
                 "--checkpoint", type=str | None, default=None, help="Whose weights to validate."
@@ -159,29 +186,49 @@ class RunCLI(LightningCLI):
         """The trainer with our loggers, checkpoints and record."""
         if self._verb == "validate":
             return super().instantiate_trainer(logger=False, plugins=[AtomicCheckpointIO()])
-        policy, seed = self.model.policy.name, self.model.seed
-        self.run_dir = Path(self.config["run_dir"] or f"runs/{policy}-s{seed}")
-        self.resume_point = choose_resume_point(self.run_dir, self.config["resume"])
-        checkpoints = Checkpoints(
-            self.run_dir / "checkpoints",
-            self.config["checkpoint_every"],
-            self.config["keep_checkpoints"],
+        name = f"{checked_name(self.model.policy.name)}-s{self.model.seed}"
+        self.run_dir = checked_run_dir(self.config["run_dir"] or f"runs/{name}")
+        self.lock, self.stop = RunLock(self.run_dir), StopRequest()
+        is_writer = on_first_rank()
+        if is_writer and self.run_dir.is_dir():
+            self.lock.acquire()  # before anything in it is read or tidied
+        self.resume_point = choose_resume_point(
+            self.run_dir, self.config["resume"], is_writer=is_writer
         )
         step = 0 if self.resume_point is None else step_of(self.resume_point)
         board = TensorBoardLogger(self.run_dir, name="", version="", purge_step=step + 1)
         trainer = super().instantiate_trainer(
             logger=[board, MetricsCsv(self.run_dir, step)], plugins=[AtomicCheckpointIO()]
         )
-        record = RunRecord(self.run_dir, command_line())
-        trainer.callbacks += [CodeUse(), StepMetrics(), Progress(), checkpoints, record]  # type: ignore[attr-defined]
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            name = type(trainer.strategy).__name__  # it would write checkpoints past our rules
+            raise ValueError(f"trainer.strategy is {name}: expected one device, or ddp")
+        leave_signals_alone(trainer)
+        if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes
+            trainer.strategy._timeout = timedelta(seconds=self.config["collective_timeout"])
+        trainer.callbacks += self._callbacks()  # type: ignore[attr-defined]
         return trainer
+
+    def _callbacks(self) -> list[Callback]:
+        """In the order they act: a checkpoint comes after the metrics of its step."""
+        policy = SavePolicy(
+            self.config["checkpoint_every"],
+            self.config["keep_checkpoints"],
+            self.config["disk_full"],
+        )
+        checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop)
+        record = RunRecord(self.run_dir, command_line())
+        report = NonFiniteReport(self.run_dir)
+        return [CodeUse(), StepMetrics(), SpikeReport(), Progress(), report, checkpoints, record]
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain data."""
         text = self.parser.dump(self.config, skip_none=False)
-        plain: dict[str, Any] = yaml.safe_load(text)
+        plain: dict[str, Any] = load_yaml(text)
         return plain
 
     def write_config(self, path: Path) -> None:
         """The resolved configuration, as `-c` reads it."""
-        path.write_text(self.parser.dump(self.config, skip_none=False))
+        staging = path.with_suffix(".tmp")
+        staging.write_text(self.parser.dump(self.config, skip_none=False))
+        staging.replace(path)

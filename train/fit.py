@@ -2,43 +2,88 @@
 
 import logging
 import shutil
+import signal
 import warnings
 from pathlib import Path
 
-from train.checkpoint import step_of
+from train.checkpoint import read_manifest, step_of
 from train.configuration import RunCLI
 from train.module import PretrainModule
+from train.recipe_table import describe
 from train.record import finish_record, run_status
-from train.resume import check_unchanged
+from train.resume import check_origin, check_unchanged, set_later_aside
+from train.saving import recipe_of
+from train.signals import Preempted, end_with_launcher, requeue
 
 
 def fit(argv: list[str]) -> int:
     """Train one run, or go on with it; leaves a finished run folder."""
     _quiet()
+    end_with_launcher()
     cli = RunCLI("fit", argv)
+    with cli.lock, cli.stop:
+        try:
+            return _fit(cli)
+        except Preempted as preempted:
+            if not cli.trainer.is_global_zero:
+                return 0  # one exit code a job: a launcher kills the others over a second one
+            print(f"lowbit: {preempted} after step {cli.trainer.global_step}, saved", flush=True)
+            if preempted.signum == signal.SIGUSR1:
+                requeue()
+            return 128 + preempted.signum
+
+
+def _fit(cli: RunCLI) -> int:
     trainer, module, run_dir = cli.trainer, cli.model, cli.run_dir
-    config = run_dir / "config.yaml"
-    if cli.resume_point is not None and config.exists():
-        check_unchanged(config, cli.plain_config())
-    if run_status(run_dir) == "finished" and cli.resume_point is not None:
-        if step_of(cli.resume_point) >= trainer.max_steps:
+    point = cli.resume_point
+    if trainer.max_steps < 1:
+        raise ValueError(f"trainer.max_steps={trainer.max_steps}: at least 1")
+    if point is not None:
+        _check_same_run(cli, point)
+        if run_status(run_dir) == "finished" and step_of(point) == trainer.max_steps:
             print(f"{run_dir} is finished: nothing to do")
             return 0
     _check_vocabulary(cli)
     cli.datamodule.trainer = trainer
     cli.datamodule.setup("fit")
     cli.datamodule.train_dataloader()  # raises for too little data before anything is written
-    print(f"{run_dir}: {_describe(module)}", flush=True)
-    if cli.resume_point is not None:
-        print(f"{run_dir}: going on from {cli.resume_point.name}", flush=True)
     if trainer.is_global_zero:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        cli.write_config(config)
-    trainer.fit(module, cli.datamodule, ckpt_path=cli.resume_point, weights_only=True)
-    if trainer.global_step >= trainer.max_steps and trainer.is_global_zero:
+        print("\n".join([f"{run_dir}:", *describe(module, trainer.max_steps)]), flush=True)
+        _begin(cli)
+    trainer.fit(module, cli.datamodule, ckpt_path=point, weights_only=True)
+    if trainer.global_step < trainer.max_steps:
+        raise ValueError(
+            f"{run_dir} ended after step {trainer.global_step} of {trainer.max_steps}: a limit "
+            "among the trainer's arguments (max_time, max_epochs, limit_train_batches) ended it"
+        )
+    if trainer.is_global_zero:
         _export(module, run_dir / "hf")
         finish_record(run_dir)
     return 0
+
+
+def _check_same_run(cli: RunCLI, point: Path) -> None:
+    """The checkpoint is of this configuration, recipe and data, and not beyond the last step."""
+    own = cli.run_dir / "config.yaml"
+    saved = own if own.exists() else point.parent.parent / "config.yaml"
+    if saved.exists():
+        check_unchanged(saved, cli.plain_config())
+    now = {"recipe": recipe_of(cli.model), "data_fingerprint": cli.datamodule.fingerprint}
+    check_origin(point, read_manifest(point)["origin"], now)
+    if step_of(point) > cli.trainer.max_steps:
+        raise ValueError(f"{point} is beyond trainer.max_steps={cli.trainer.max_steps}")
+
+
+def _begin(cli: RunCLI) -> None:
+    """Make the run folder this job's own; the first thing that is written."""
+    cli.run_dir.mkdir(parents=True, exist_ok=True)
+    fresh = not cli.lock.held
+    cli.lock.acquire()
+    if fresh and run_status(cli.run_dir) is not None:
+        raise ValueError(f"{cli.run_dir}: another job began this run a moment ago")
+    if cli.resume_point is not None:
+        set_later_aside(cli.run_dir, cli.resume_point)
+    cli.write_config(cli.run_dir / "config.yaml")
 
 
 def validate(argv: list[str]) -> int:
@@ -63,12 +108,6 @@ def _check_vocabulary(cli: RunCLI) -> None:
         raise ValueError(f"the data's vocabulary of {tokens} exceeds the model's of {model}")
 
 
-def _describe(module: PretrainModule) -> str:
-    parameters = sum(p.numel() for p in module.parameters())
-    count = len(module.quantized_layers)
-    return f"{parameters / 1e6:.1f} M parameters, {count} linear layers under {module.policy.name}"
-
-
 def _export(module: PretrainModule, folder: Path) -> None:
     """Plain safetensors that `from_pretrained` loads, complete or not there."""
     staging = folder.with_name("hf.tmp")
@@ -82,4 +121,6 @@ def _quiet() -> None:
     """Lightning's advice is about choices made here on purpose."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # validation of a checkpoint needs none of what training wrote into it
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # inside Lightning

@@ -14,7 +14,9 @@ def build_model(llama: LlamaConfig, init_from: str | None, seed: int) -> LlamaFo
     config.use_cache = False
     _check(config)
     if init_from is not None:
-        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(init_from, dtype=torch.float32)
+        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
+            init_from, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
         _check_same_shape(config, model.config, init_from)
         model.config.use_cache = False
         model.train()  # from_pretrained leaves dropout off

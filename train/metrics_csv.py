@@ -1,6 +1,9 @@
 """A logger that keeps every step's metrics at full precision, one row a step, through resumes."""
 
 import csv
+import io
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 COLUMNS = (
     *("step", "tokens_seen", "train/loss", "grad_norm", "lr", "tokens_per_second"),
     *("quant/clamped", "quant/minus_128", "val/loss", "val/perplexity"),
+    "val/loss_bf16",
 )
 
 
@@ -26,6 +30,8 @@ class MetricsCsv(Logger):
         self._resume_step = resume_step
         self._row: dict[str, Any] = {}
         self._file: Any = None
+        self._start = 0  # of the row being collected, in the file
+        self._written = True
 
     @property
     def name(self) -> str:
@@ -41,37 +47,52 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Values of one step may come in several calls (training, then validation)."""
+        if self._file is None:
+            self._open()
         if step != self._row.get("step"):
             self.flush()
+            self._start, self._row = self._file.seek(0, os.SEEK_END), {}
         self._row |= {"step": step, **metrics}
+        self._written = False
         if unknown := set(self._row) - set(COLUMNS):
             raise ValueError(f"metrics.csv has no column for {sorted(unknown)}")
 
     @rank_zero_only
     def flush(self) -> None:
-        """Write the row being collected to the file."""
-        if not self._row:
+        """Write the row being collected; where more comes for it, it is written again in place."""
+        if self._written:
             return
-        if self._file is None:
-            self._open()
-        csv.DictWriter(self._file, COLUMNS).writerow({k: _text(v) for k, v in self._row.items()})
-        self._file.flush()
-        self._row = {}
+        self._file.seek(self._start)
+        self._file.write(_line(self._row))  # one call: a kill leaves the old row or the new one
+        self._file.truncate()
+        self._written = True
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Make all rows durable: a checkpoint is not to outlive the metrics of its step."""
+        self.flush()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def _open(self) -> None:
-        kept = []
+        kept: list[dict[str, Any]] = []
         if self.path.exists():
             with self.path.open(newline="") as file:
-                kept = [
-                    row for row in csv.DictReader(file) if int(row["step"]) <= self._resume_step
-                ]
+                rows = csv.DictReader(file)
+                kept = [row for row in rows if int(row["step"]) <= self._resume_step]
+        last = kept[-1] if kept and int(kept[-1]["step"]) == self._resume_step else None
         staging = self.path.with_suffix(".tmp")
-        with staging.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
+        with staging.open("wb") as out:
+            out.write(_line({column: column for column in COLUMNS}))
+            for row in kept:
+                self._start = out.tell()
+                out.write(_line(row))
+            out.flush()
+            os.fsync(out.fileno())
         staging.replace(self.path)
-        self._file = self.path.open("a", newline="")
+        self._file = self.path.open("r+b", buffering=0)
+        if last is not None:  # a validation that a stop put off may still add to it
+            self._row = {k: v for k, v in last.items() if v} | {"step": self._resume_step}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -79,6 +100,13 @@ class MetricsCsv(Logger):
         if self._file is not None:
             self._file.close()
             self._file = None
+            self._resume_step = sys.maxsize  # what is there now stays
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, COLUMNS).writerow({k: _text(v) for k, v in row.items()})
+    return text.getvalue().encode()
 
 
 def _text(value: float) -> str:

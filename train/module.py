@@ -9,17 +9,23 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.module import IGNORED_LABEL
-from lowbit import LayerPolicy, QuantLinear, Randomness, convert_linears
+from lowbit import (
+    LayerPolicy,
+    Phase,
+    QuantLinear,
+    Randomness,
+    convert_linears,
+    enter_phase,
+    unquantized,
+)
+from train.guards import check_finite
 from train.initial import build_model
 from train.schedule import warmup_cosine
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient norm is not a finite number; raised before the optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class PretrainModule(LightningModule):
         optimization: Optimization = Optimization(),
         init_from: str | None = None,
         seed: int = 0,
+        gradient_checkpointing: bool = False,
+        validate_bf16: bool = False,
     ) -> None:
         """Args:
         llama: The architecture, with the names of transformers' LlamaConfig.
@@ -68,6 +76,9 @@ class PretrainModule(LightningModule):
         optimization: Optimizer, schedule, clipping.
         init_from: Folder or hub id of pretrained weights to start from, instead of random ones.
         seed: Of the initial weights and of stochastic rounding; the command line sets it.
+        gradient_checkpointing: Keep each block's input alone and compute the rest again in the
+            backward pass: less memory, the same bits.
+        validate_bf16: Validate the same weights without quantization too, as val/loss_bf16.
         """
         super().__init__()
         self.policy, self.optimization = policy, optimization
@@ -75,7 +86,13 @@ class PretrainModule(LightningModule):
         self.model: LlamaForCausalLM = build_model(llama, init_from, seed)
         self.randomness = Randomness(seed)
         convert_linears(self.model, policy, randomness=self.randomness)
+        if gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        self._phase: Phase | None = None
+        self._loaded_step = 0
+        self.validate_bf16 = validate_bf16
         self.val_loss = MeanMetric().set_dtype(torch.float64)
+        self.val_loss_bf16 = MeanMetric().set_dtype(torch.float64)
         self.loss_sum = torch.zeros((), dtype=torch.float64)  #: over the step's micro-batches
         self.grad_norm = math.nan  #: of the step, before clipping
         self.validation: dict[str, float] = {}  #: the last validation's results
@@ -89,8 +106,18 @@ class PretrainModule(LightningModule):
     # --- training -------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        first_row = batch["first_sample"] * batch["input_ids"].shape[1]
-        self.randomness.set(self.trainer.global_step, first_row)
+        self._place(self.trainer.global_step, batch)
+
+    def _place(self, step: int, batch: Mapping[str, Tensor]) -> None:
+        """Take the recipes and random numbers of the update number `step`, counted from 0."""
+        phase = self.policy.phase_at(step, self.trainer.max_steps)
+        if phase != self._phase:
+            enter_phase(self.model, self.policy, phase)
+            self._phase = phase
+        self.randomness.set(step, batch["first_sample"] * batch["input_ids"].shape[1])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._loaded_step = checkpoint["global_step"]  # the trainer's stays 0 when it validates
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         losses = token_losses(self.model, batch)
@@ -101,13 +128,12 @@ class PretrainModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.optimization.max_grad_norm)
+        parameters = list(self.model.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.grad_norm = float(norm)
-        if not math.isfinite(self.grad_norm) or not self.loss_sum.isfinite():
-            raise NonFiniteError(
-                f"step {self.trainer.global_step + 1}: gradient norm {self.grad_norm}, "
-                f"loss {float(self.loss_sum)}; the weights are those of the step before"
-            )
+        check_finite(self.trainer, self.loss_sum, self.grad_norm)  # clipping spreads what is not
+        nn.utils.clip_grads_with_norm_(parameters, self.optimization.max_grad_norm, norm)
 
     def log_row(self, metrics: Mapping[str, float]) -> None:
         """To every logger at full precision, at the number of finished optimizer steps."""
@@ -118,15 +144,24 @@ class PretrainModule(LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         tokens = (batch["labels"] != IGNORED_LABEL).sum()
-        if tokens:
-            self.val_loss.update(
-                token_losses(self.model, batch).sum().double() / tokens, weight=tokens
-            )
+        if not tokens:
+            return
+        finished = max(self.trainer.global_step, self._loaded_step)
+        self._place(max(finished - 1, 0), batch)  # as the last update computed
+        loss = token_losses(self.model, batch).sum().double() / tokens
+        self.val_loss.update(loss, weight=tokens)
+        if self.validate_bf16:
+            with unquantized(self.model):
+                loss = token_losses(self.model, batch).sum().double() / tokens
+            self.val_loss_bf16.update(loss, weight=tokens)
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.val_loss.compute())
         self.val_loss.reset()
         self.validation = {"val/loss": loss, "val/perplexity": math.exp(loss)}
+        if self.validate_bf16:
+            self.validation["val/loss_bf16"] = float(self.val_loss_bf16.compute())
+            self.val_loss_bf16.reset()
         self.log_row(self.validation)
         self.log("val_loss", loss, prog_bar=True, logger=False)
 

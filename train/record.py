@@ -1,6 +1,7 @@
 """`run.json`: what a run was made of, written before the first step and when it ends."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -12,8 +13,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from data.module import TokenDataModule
+from train.guards import NonFiniteError
 from train.initial import weights_hash
-from train.module import NonFiniteError, PretrainModule
+from train.module import PretrainModule
+from train.recipe_table import phase_rows
+from train.signals import Preempted
 
 FORMAT_VERSION = 1
 _PACKAGES = ("lowbit", "torch", "lightning", "transformers", "datasets", "tokenizers")
@@ -36,14 +40,17 @@ class RunRecord(Callback):
         assert isinstance(module, PretrainModule)
         if not trainer.is_global_zero:
             return
-        if trainer.ckpt_path is None:
+        if trainer.ckpt_path is None or not self._path.exists():
             _write(self._path, self._describe(trainer, module))
         else:
-            _update(self._path, status="running", max_steps=trainer.max_steps)
+            phases = phase_rows(module.policy, trainer.max_steps)
+            _update(self._path, status="running", max_steps=trainer.max_steps, phases=phases)
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
+        if isinstance(exception, Preempted):
+            return  # still running: the next start goes on
         if trainer.is_global_zero and self._path.exists():
             diverged = isinstance(exception, NonFiniteError)
             _update(self._path, status="diverged" if diverged else "failed", error=str(exception))
@@ -57,6 +64,7 @@ class RunRecord(Callback):
             "status": "running",
             "recipe": module.policy.name,
             "recipe_table": [{"layer": n} | q.recipe.table() for n, q in layers.items()],
+            "phases": phase_rows(module.policy, trainer.max_steps),
             "backend": sorted({layer.backend.name for layer in layers.values()}),
             "seed": module.seed,
             "data": {
@@ -94,7 +102,10 @@ def _update(path: Path, **changes: Any) -> None:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     staging = path.with_suffix(".tmp")
-    staging.write_text(json.dumps(record, indent=2) + "\n")
+    with staging.open("w") as file:
+        file.write(json.dumps(record, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut leaves an empty record under the right name
     staging.replace(path)
 
 

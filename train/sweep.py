@@ -6,7 +6,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from train.names import checked_name
+from train.yaml_safe import load_yaml
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 def plan_runs(out: Path, recipes: list[Path], seeds: list[int]) -> list[PlannedRun]:
     """Every recipe for every seed, the baseline first; refuses two recipes of one name."""
-    names = [yaml.safe_load(path.read_text())["model"]["policy"]["name"] for path in recipes]
+    names = [checked_name(_policy_name(path)) for path in recipes]
     if len(set(names)) < len(names):
         raise ValueError(f"recipes must have different names, found {names}")
     return [
@@ -66,6 +67,10 @@ def plan_runs(out: Path, recipes: list[Path], seeds: list[int]) -> list[PlannedR
         for seed in seeds
         for name, recipe in zip(names, recipes, strict=True)
     ]
+
+
+def _policy_name(recipe: Path) -> str:
+    return str(load_yaml(recipe.read_text())["model"]["policy"]["name"])
 
 
 def _finish(planned: PlannedRun, configs: list[Path], overrides: list[str]) -> bool:

@@ -224,4 +224,4 @@ def test_bad_input_is_one_line_and_no_manifest(
         assert stop.code == 2 and message in capsys.readouterr().err
     else:
         pytest.fail(f"accepted {options}")
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out").exists()

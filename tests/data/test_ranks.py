@@ -32,8 +32,8 @@ torch.set_num_threads(1)
 # The default would wrap a sampler: these batches must not depend on it.
 trainer = Trainer(accelerator="cpu", devices=ranks, strategy="ddp" if ranks > 1 else "auto",
     max_steps=12, val_check_interval=12, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-    accumulate_grad_batches=2, use_distributed_sampler=True, logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False)
+    accumulate_grad_batches=2, use_distributed_sampler=True, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 recorder = Recorder()
 data = TokenDataModule(folder, 64, 8, num_workers=workers, val_windows=5)
 trainer.fit(recorder, datamodule=data)

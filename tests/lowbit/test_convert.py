@@ -57,7 +57,7 @@ def test_first_match_wins_and_kept_blocks_stay() -> None:
     policy = LayerPolicy(
         name="p",
         recipe=RECIPE,
-        rules=(LayerRule("*.down", other), LayerRule("layers.*", QuantRecipe())),
+        rules=(LayerRule("*.down", other), LayerRule("layers.1.*", QuantRecipe())),
         keep_first=1,
         keep_last=1,
     )
@@ -65,6 +65,7 @@ def test_first_match_wins_and_kept_blocks_stay() -> None:
     assert quantized(model) == ["layers.1.up", "layers.1.down", "layers.2.up", "layers.2.down"]
     assert model.get_submodule("layers.1.down").recipe == other
     assert model.get_submodule("layers.1.up").recipe == QuantRecipe()
+    assert model.get_submodule("layers.2.up").recipe == RECIPE
 
 
 @pytest.mark.parametrize("kept", [{"keep_first": 5}, {"keep_first": 3, "keep_last": 2}])

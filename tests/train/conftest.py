@@ -108,3 +108,65 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def on_micro_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have something done while the micro-batch with this number, from 0, is trained on."""
+    from train.module import PretrainModule
+
+    original = PretrainModule.training_step
+
+    def install(number: int, act: Callable[[PretrainModule], Any]) -> None:
+        def step(self: PretrainModule, batch: Any, batch_idx: int) -> Any:
+            if self.trainer.fit_loop.total_batch_idx == number:
+                act(self)
+            return original(self, batch, batch_idx)
+
+        monkeypatch.setattr(PretrainModule, "training_step", step)
+
+    return install
+
+
+def _same(a: Any, b: Any, where: str) -> None:
+    """Bitwise, through nested containers."""
+    import torch
+
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            _same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (left, right) in enumerate(zip(a, b, strict=True)):
+            _same(left, right, f"{where}.{index}")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture(scope="session")
+def assert_same_run() -> Callable[[Path, Path], None]:
+    """Every logged number but times, weights, optimizer, generators: bit for bit."""
+    import csv
+
+    from train.checkpoint import complete_checkpoints, load_state, verify_checkpoint
+
+    def rows(run: Path) -> list[dict[str, str]]:
+        with (run / "metrics.csv").open(newline="") as file:
+            kept = csv.DictReader(file)
+            return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in kept]
+
+    def final(run: Path) -> dict[str, Any]:
+        path = complete_checkpoints(run / "checkpoints")[-1]
+        verify_checkpoint(path)
+        state = load_state(path)
+        del state["loops"]  # Lightning's counters of its own restarts
+        return state
+
+    def compare(a: Path, b: Path) -> None:
+        assert rows(a) == rows(b)
+        _same(final(a), final(b), "checkpoint")
+
+    return compare

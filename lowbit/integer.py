@@ -1,0 +1,88 @@
+"""The arithmetic of an integer machine: INT8 codes multiplied exactly, block by block.
+
+    product[m, n] = sum over blocks of  scale_a[m, block] scale_b[n, block]  sum of a[m, k] b[n, k]
+
+The inner sum is an INT32, the outer one FP32 in a fixed order. `Emulate` multiplies the same
+quantized values: it differs in the order of accumulation, and for scales that are not powers of two
+in its rounding, alone.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lowbit import kernels
+from lowbit.backend import Emulate, Operand, Wanted
+from lowbit.formats import Arithmetic, BlockFormat, IntFormat
+from lowbit.noise import Key
+
+
+@dataclass(frozen=True)
+class IntegerOperand(Operand):
+    """Codes [rows, K] in `values`, whatever the axis along which the matrix was blocked."""
+
+    block_scales: Tensor | None = None  #: FP32 [rows, blocks]
+    blocked_dim: int = 1  #: of the matrix that this stands for
+
+    @property
+    def T(self) -> "IntegerOperand":  # noqa: N802  (torch's name)
+        return replace(self, blocked_dim=1 - self.blocked_dim)
+
+
+class Integer:
+    """Operands hold INT8 codes and scales. For integer elements in 1-D blocks, on CPUs.
+
+    A GEMM of two unquantized operands is that of the baseline; one of a quantized and an
+    unquantized operand has no integer product: ValueError.
+    """
+
+    name = "integer"
+
+    def __init__(self) -> None:
+        self._plain = Emulate()
+        if not kernels.enabled():
+            raise ValueError("the integer backend needs the compiled kernels (LOWBIT_KERNELS)")
+
+    def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
+        if format is None:
+            return Operand(x)
+        size = format.block_size
+        if (
+            not isinstance(format.element, IntFormat)
+            or isinstance(size, tuple)
+            or (size != -1 and size % 16)
+            or format.arithmetic is not Arithmetic.FP32
+            or x.dtype not in (torch.float32, torch.bfloat16)
+        ):
+            raise ValueError(
+                f"the integer backend has no {format} of {x.dtype}: it takes integer elements, "
+                "1-D blocks of a multiple of 16 (or -1), FP32 arithmetic, float32 or bfloat16"
+            )
+        codes, scales, above = kernels.codes(x, format, dim, key)
+        missing = -codes.shape[1] % (16 if size == -1 else size)
+        if missing:
+            codes = F.pad(codes, (0, missing))
+        return IntegerOperand(codes, above, scales, dim)
+
+    def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
+        return self.operand(x, across[0], 1, across[1]), self.operand(x, down[0], 0, down[1])
+
+    def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        if not isinstance(a, IntegerOperand) and not isinstance(b, IntegerOperand):
+            return self._plain.matmul(a, b, bias, dtype)
+        if not isinstance(a, IntegerOperand) or not isinstance(b, IntegerOperand):
+            raise ValueError("the integer backend cannot multiply a quantized and a plain operand")
+        assert (a.blocked_dim, b.blocked_dim) == (1, 0), "blocks lie along the contraction"
+        assert a.block_scales is not None and b.block_scales is not None
+        if a.block_scales.shape[1] != b.block_scales.shape[1]:
+            raise ValueError("the integer backend needs the same block size in both operands")
+        scales = [operand.scale for operand in (a, b) if operand.scale is not None]
+        whole = dtype is torch.bfloat16 and not scales and bias is None
+        product: Tensor = torch.ops.lowbit.integer_matmul(
+            a.values, a.block_scales, b.values, b.block_scales, dtype if whole else torch.float32
+        )
+        for scale in scales:
+            product = product * scale
+        return (product if bias is None else product + bias).to(dtype)

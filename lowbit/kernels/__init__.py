@@ -1,0 +1,127 @@
+"""What stands in for the definition where it can be faster: bit-equal to it.
+
+The environment variable LOWBIT_KERNELS chooses: `auto` (default) uses the kernels where they can be
+built and says in one line where they cannot, `require` raises there, `off` keeps to the definition.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat
+from lowbit.kernels.build import BuildError
+from lowbit.kernels.library import library
+from lowbit.kernels.request import Request, quantize, quantize_both
+from lowbit.kernels.request import codes as _codes
+from lowbit.noise import Key
+
+_MODES = ("off", "auto", "require")
+_mode: str | None = None  # of `using`; else the environment's
+_available: bool | None = None
+
+
+@contextmanager
+def using(mode: str) -> Iterator[None]:
+    """Choose `off`, `auto` or `require` for a while."""
+    global _mode
+    before, _mode = _mode, _checked(mode)
+    try:
+        yield
+    finally:
+        _mode = before
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def enabled() -> bool:
+    """Whether the kernels are wanted and can run; builds them at the first call."""
+    global _available
+    mode = _mode or _checked(os.environ.get("LOWBIT_KERNELS", "auto"))
+    if mode == "off":
+        return False
+    if _available is None or (mode == "require" and not _available):
+        try:
+            library()
+            _available = True
+        except BuildError as error:
+            if mode == "require":
+                raise
+            _available = False
+            logging.getLogger("lowbit").warning("kernels off, PyTorch instead: %s", error)
+    return _available
+
+
+Values = tuple[Tensor, Tensor | None]  # and the tensor scale of NV formats
+
+
+def quantize_values(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> Values | None:
+    """`lowbit.quantize.quantize_values`, or None where no kernel does it."""
+    if not _covers(x, format, dim):
+        return None
+    exact = format.scale is ScaleFormat.E8M0 and format.rounding is Rounding.NEAREST
+    dtype = x.dtype if exact and format.fits_bf16 else torch.float32
+    return quantize(x, dim, Request(format, key, dtype, x.dtype))
+
+
+def fake_quantize(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> Tensor | None:
+    """`lowbit.quantize.fake_quantize` in one pass, or None where no kernel does it."""
+    if not _covers(x, format, dim):
+        return None
+    return quantize(x, dim, Request(format, key, x.dtype, x.dtype), apply=True)[0]
+
+
+def operand(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> Values | None:
+    """What `Emulate.operand` holds, without a copy of `x` in FP32; None where no kernel does it."""
+    return quantize(x, dim, _request(x, format, key)) if _covers(x, format, dim) else None
+
+
+def operands(
+    x: Tensor, across: tuple[BlockFormat, Key | None], down: tuple[BlockFormat, Key | None]
+) -> tuple[Values, Values] | None:
+    """`operand` of the matrix `x` along its rows and along its columns, in one read of it.
+
+    The second is for a product with its transpose, and lies as that product reads it fastest.
+    """
+    for dim, (format, _) in ((1, across), (0, down)):
+        size = format.block_size
+        if not isinstance(size, int) or not 1 <= size <= 64 or not _covers(x, format, dim):
+            return None
+    return quantize_both(x, _request(x, *across), _request(x, *down))
+
+
+def codes(
+    x: Tensor, format: BlockFormat, dim: int, key: Key | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """INT8 codes [rows, K] of a matrix in integer blocks along `dim`, whose length is K.
+
+    FP32 scales [rows, blocks] beside them, and the tensor scale of NV formats.
+    """
+    return _codes(x, dim, format, key)
+
+
+def _request(x: Tensor, format: BlockFormat, key: Key | None) -> Request:
+    dtype = x.dtype if format.fits_bf16 else torch.float32
+    return Request(format, key, dtype, dtype)
+
+
+def _covers(x: Tensor, format: BlockFormat, dim: int) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.numel() > 0
+        and format.arithmetic is Arithmetic.FP32
+        and format.element.bits <= 8
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and -x.ndim <= dim < max(x.ndim, 1)
+        and (isinstance(format.block_size, int) or x.ndim >= 2)
+        and enabled()
+    )
+
+
+def _checked(mode: str) -> str:
+    if mode not in _MODES:
+        raise ValueError(f"LOWBIT_KERNELS={mode!r}, expected one of {_MODES}")
+    return mode

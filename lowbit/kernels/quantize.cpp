@@ -1,0 +1,146 @@
+// The quantizer of lowbit/quantize.py, bit for bit, in C++ that compilers vectorise.
+
+#include "strip.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace {
+
+constexpr int64_t WIDTH = 512, ROW_WIDTH = 1024;  // of a strip; of one that is a single row
+constexpr int64_t SIZE[] = {4, 2, 1};  // of the types, see find
+
+using StripFunction = void (*)(const Format&, const Job&, const Place&, Scratch&);
+
+template <class In, class Out, bool FLOAT, int ROUNDING>
+StripFunction by_scale(const Format& f) {
+    return f.scale == E8M0 ? strip<In, Out, FLOAT, ROUNDING, true>
+                           : strip<In, Out, FLOAT, ROUNDING, false>;
+}
+
+template <class In, class Out, bool FLOAT>
+StripFunction by_rounding(const Format& f) {
+    switch (f.rounding) {
+        case NEAREST: return by_scale<In, Out, FLOAT, NEAREST>(f);
+        case HALF_AWAY: return by_scale<In, Out, FLOAT, HALF_AWAY>(f);
+        default: return by_scale<In, Out, FLOAT, STOCHASTIC>(f);
+    }
+}
+
+template <class In, class Out>
+StripFunction by_element(const Format& f) {
+    return f.is_float ? by_rounding<In, Out, true>(f) : by_rounding<In, Out, false>(f);
+}
+
+// Types: 0 FP32, 1 BF16, 2 INT8 codes of integer elements.
+StripFunction find(const Format& f, int in, int out) {
+    if (out == 2) return in ? by_rounding<Bf16, int8_t, false>(f) : by_rounding<float, int8_t, false>(f);
+    if (out == 1) return by_element<Bf16, Bf16>(f);
+    return in ? by_element<Bf16, float>(f) : by_element<float, float>(f);
+}
+
+// How a tensor is cut: [outer, block rows, segments, strips]; no strip crosses a segment.
+struct Cut {
+    int64_t width, strips, segments, block_rows;
+
+    Cut(const Job& job, int64_t target) {
+        width = std::max<int64_t>(1, target / job.block_columns) * job.block_columns;
+        strips = (job.segment + width - 1) / width;
+        segments = job.columns / job.segment;
+        block_rows = (job.rows + job.block_rows - 1) / job.block_rows;
+    }
+
+    int64_t places(const Job& job) const { return job.outer * block_rows * segments * strips; }
+
+    Place place(int64_t i, const Job& job) const {
+        const int64_t strip = i % strips, begin = i / strips % segments * job.segment;
+        const int64_t row = i / (strips * segments);
+        return {row / block_rows, row % block_rows, begin + strip * width,
+                begin + std::min((strip + 1) * width, job.segment)};
+    }
+
+    Scratch scratch(const Job& job) const {
+        return Scratch(std::min(width, job.segment), job.transposed ? job.block_rows : 0);
+    }
+};
+
+// Fresh pages of 4 KiB cost more than the quantizing.
+void use_huge_pages(void* out, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t huge = 1 << 21;
+    const uintptr_t from = (reinterpret_cast<uintptr_t>(out) + huge - 1) & ~(huge - 1);
+    const uintptr_t to = (reinterpret_cast<uintptr_t>(out) + bytes) & ~(huge - 1);
+    if (to > from + 4 * huge) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#endif
+}
+
+template <class In>
+uint32_t finite_amax(const In* x, int64_t n) {
+    using Bits = decltype(magnitude(*x));
+    constexpr Bits infinite = Bits(sizeof(Bits) == 2 ? 0x7F80 : 0x7F800000);
+    Bits most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const Bits m = magnitude(x[i]);
+        most = std::max<Bits>(most, m >= infinite ? Bits(0) : m);
+    }
+    return widen(most);
+}
+
+}  // namespace
+
+extern "C" {
+
+void lowbit_quantize(const Format* format, const Job* job, int32_t in, int32_t out,
+                     int32_t threads) {
+    const StripFunction run = find(*format, in, out);
+    const Cut cut(*job, job->block_rows == 1 ? ROW_WIDTH : WIDTH);
+    const int64_t places = cut.places(*job);
+    use_huge_pages(job->out, job->outer * job->rows * job->columns * SIZE[out]);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Scratch scratch = cut.scratch(*job);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < places; i++) run(*format, *job, cut.place(i, *job), scratch);
+    }
+}
+
+// The same matrix twice, in one read: blocks along its rows for `across`, along its columns for
+// `down`.
+void lowbit_quantize_both(const Format* across_format, const Job* across, const Format* down_format,
+                          const Job* down, int32_t in, int32_t across_out, int32_t down_out,
+                          int32_t threads) {
+    const StripFunction run_across = find(*across_format, in, across_out);
+    const StripFunction run_down = find(*down_format, in, down_out);
+    const Cut cut(*down, std::max(WIDTH / across->block_columns, int64_t(1)) * across->block_columns);
+    const int64_t places = cut.places(*down);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Scratch scratch = cut.scratch(*down);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < places; i++) {
+            const Place place = cut.place(i, *down);
+            const int64_t begin = place.block_row * down->block_rows;
+            const int64_t end = std::min(begin + down->block_rows, down->rows);
+            for (int64_t row = begin; row < end; row++)
+                run_across(*across_format, *across, {0, row, place.begin, place.end}, scratch);
+            run_down(*down_format, *down, place, scratch);
+        }
+    }
+}
+
+// Bits of the largest finite magnitude.
+uint32_t lowbit_finite_amax(const void* x, int64_t n, int32_t in, int32_t threads) {
+    uint32_t most = 0;
+    constexpr int64_t chunk = 1 << 14;
+#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(max : most)
+    for (int64_t i = 0; i < n; i += chunk) {
+        const int64_t size = std::min(chunk, n - i);
+        uint32_t m = in ? finite_amax(static_cast<const Bf16*>(x) + i, size)
+                        : finite_amax(static_cast<const float*>(x) + i, size);
+        most = max_u(most, m);
+    }
+    return most;
+}
+
+}  // extern "C"

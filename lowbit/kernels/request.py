@@ -1,0 +1,112 @@
+"""What is asked of the quantizing operators: plain numbers, which a compiled graph can hold."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lowbit.formats import E4M3, BlockFormat, FloatFormat, Rounding, ScaleFormat, ScaleRule
+from lowbit.kernels import cpu as cpu  # registers the operators
+from lowbit.noise import Key
+
+_SCALES = [ScaleFormat.E8M0, ScaleFormat.E4M3, ScaleFormat.BF16, ScaleFormat.FP32]
+_ROUNDINGS = [Rounding.NEAREST, Rounding.HALF_AWAY, Rounding.STOCHASTIC]
+
+
+def describe(format: BlockFormat) -> list[float]:
+    """What the C++ code knows of a format: `_Format` without the last field, and the block."""
+    element = format.element
+    is_float = isinstance(element, FloatFormat)
+    mantissa, max_exponent = math.frexp(element.max)
+    fraction = round((2 * mantissa - 1) * 2**23)
+    carry = {
+        ScaleRule.RCEIL: fraction,
+        ScaleRule.CEIL: 0,
+        ScaleRule.EVEN: 2**23 - 2 ** (22 - element.mantissa_bits) - 1,
+    }
+    size = format.block_size
+    block = [float(s) for s in size] if isinstance(size, tuple) else [float(size)]
+    return [
+        *(float(is_float), float(element.mantissa_bits)),
+        float(element.min_exponent) if isinstance(element, FloatFormat) else 0.0,
+        *(float(element.min), float(element.max)),
+        *(float(_SCALES.index(format.scale)), float(max_exponent)),
+        float(2**23 if format.scale_rule is None else carry.get(format.scale_rule, 2**23)),
+        E4M3.smallest if format.scale_min is None else format.scale_min,
+        float(_ROUNDINGS.index(format.rounding)),
+        *block,
+    ]
+
+
+_described = lru_cache(maxsize=1024)(describe)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make of a tensor: values of `format`, held in `dtype`, saturated as `like` would."""
+
+    format: BlockFormat
+    key: Key | None
+    dtype: torch.dtype
+    like: torch.dtype
+
+    @property
+    def description(self) -> list[float]:
+        described = describe if torch.compiler.is_compiling() else _described
+        return described(self.format)
+
+    @property
+    def limit(self) -> float:
+        return torch.finfo(self.like).max
+
+    def tensor_scale(self, x: Tensor) -> Tensor | None:
+        if self.format.scale is not ScaleFormat.E4M3:
+            return None
+        scale: Tensor = torch.ops.lowbit.tensor_scale(x, E4M3.max * self.format.element.max)
+        return scale
+
+    @property
+    def noise(self) -> tuple[Tensor | None, Tensor | None]:
+        return (None, None) if self.key is None else (self.key.state, self.key.first_row)
+
+
+def quantize(
+    x: Tensor, dim: int, wanted: Request, apply: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Values of `x` in blocks along `dim`, and the tensor scale, multiplied in where `apply`."""
+    if x.dim() == 0:
+        values, above = quantize(x.reshape(1), dim, wanted, apply)
+        return values.reshape(()), above
+    x = x.detach()
+    above = wanted.tensor_scale(x)
+    values = torch.ops.lowbit.quantize(
+        *(x, wanted.description, dim % x.dim(), wanted.dtype, wanted.limit, above, apply),
+        *wanted.noise,
+    )
+    return values, above
+
+
+def quantize_both(
+    x: Tensor, across: Request, down: Request
+) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+    """The matrix `x` in blocks along its rows, and along its columns: that one lies transposed."""
+    x = x.detach()
+    both = across, down
+    scales = [wanted.tensor_scale(x) for wanted in both]
+    first, second = torch.ops.lowbit.quantize_both(
+        *(x, across.description + down.description, [wanted.dtype for wanted in both]),
+        *([wanted.limit for wanted in both], scales, [*across.noise, *down.noise]),
+    )
+    return (first, scales[0]), (second.t(), scales[1])
+
+
+def codes(
+    x: Tensor, dim: int, format: BlockFormat, key: Key | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """INT8 codes of the matrix `x` with the axis `dim` of the blocks last, scales, tensor scale."""
+    x = x.detach()
+    wanted = Request(format, key, torch.int8, x.dtype)
+    above = wanted.tensor_scale(x)
+    return *torch.ops.lowbit.codes(x, wanted.description, dim, above, *wanted.noise), above

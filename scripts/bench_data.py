@@ -1,0 +1,161 @@
+"""What the data pipeline costs: the loader, `lowbit prepare` against its tokenizer, peak memory.
+
+python scripts/bench_data.py [--parts loader prepare memory] [--megabytes 5 50 500]
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.chunks import PIECE_CHARACTERS, cut
+from data.corpus import corpus_documents
+from data.module import Batch, Share, TrainingBatches, Windows
+from data.order import BatchOrder
+from data.prepare import prepare
+from data.request import Request
+from data.shards import Manifest, Shard, Split, TokenShards
+from data.vocabulary import trained_vocabulary
+
+SEQ_LEN = 2048
+REPEATS = 3
+COPIES = 2  # of 10 MB of text, so that the start of the workers weighs little
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Processor time of this process and of those it waited for: waiting does not add to it."""
+
+    def now() -> float:
+        kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        usages = [resource.getrusage(kind) for kind in kinds]
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+    start = now()
+    work()
+    return now() - start
+
+
+def bench_loader(folder: Path) -> None:
+    """Training batches in one process on one thread, from the page cache."""
+    torch.set_num_threads(1)
+    shards = []
+    for index in range(4):
+        tokens = np.random.default_rng(index).integers(0, 2**16, 2**24, dtype=np.uint16)
+        np.save(folder / f"train-{index:05d}.npy", tokens)
+        shards.append(Shard(f"train-{index:05d}.npy", len(tokens), ""))
+    split = Split(1, sum(shard.tokens for shard in shards), tuple(shards))
+    manifest = Manifest("uint16", 2**16, 0, "", "", split, Split(0, 0, ()), 0, 0, {})
+    windows = Windows(TokenShards(folder, manifest, "train"), SEQ_LEN)
+    order = BatchOrder(len(windows), 512, 0, "benchmark")
+    for size in (1, 8, 64):
+        batches = iter(TrainingBatches(windows, order, Share(size, 0, 1, 512 // size), 0))
+
+        def pass_over_data(batches: Iterator[Batch] = batches, count: int = 4096 // size) -> None:
+            for _ in range(count):
+                next(batches)
+
+        rates = [4096 * SEQ_LEN / cpu_seconds(pass_over_data) / 1e6 for _ in range(REPEATS)]
+        print(
+            f"loader, micro-batch {size:2}: {statistics.median(rates):.0f} M tokens/s per core "
+            f"({REPEATS} passes: {min(rates):.0f} to {max(rates):.0f})"
+        )
+
+
+def bench_prepare(folder: Path, cache: Path) -> None:
+    """Processor time of one `encode_batch_fast` of the texts, over that of preparing them."""
+    documents = corpus_documents("wiki", cache) + corpus_documents("shakespeare", cache)
+    vocabulary = trained_vocabulary(documents, 4096)
+    (folder / "tokenizer.json").write_text(vocabulary.json)
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+    (folder / "texts.jsonl").write_text(rows * COPIES)
+    text_bytes = COPIES * sum(len(text.encode()) for text in documents)
+    pieces = [piece for text in documents for piece, _ in cut([text], PIECE_CHARACTERS)]
+    request = Request(text=(f"{folder}/texts.jsonl",), tokenizer=f"{folder}/tokenizer.json")
+    ratios: dict[int, list[float]] = {workers: [] for workers in (1, os.cpu_count() or 1)}
+    for repeat in range(REPEATS):
+        tokenizer = replace(vocabulary).tokenizer
+        own = cpu_seconds(lambda: tokenizer.encode_batch_fast(pieces * COPIES))  # noqa: B023
+        for workers, found in ratios.items():
+            out = folder / f"out-{workers}-{repeat}"
+            took = cpu_seconds(lambda: prepare(out, request, workers=workers))  # noqa: B023
+            found.append(own / took)
+        print(f"tokenizer alone: {text_bytes / own / 1e6:.2f} MB/s per core")
+    for workers, found in ratios.items():
+        print(
+            f"prepare, {workers} worker(s): {statistics.median(found):.0%} of that per core "
+            f"({REPEATS} pairs: {min(found):.0%} to {max(found):.0%})"
+        )
+
+
+def peaks(group: int) -> dict[int, int]:
+    """Peak resident megabytes so far of each process of a group."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):  # it may end while it is looked at
+            if os.getpgid(int(path.name)) == group:
+                line = (path / "status").read_text().partition("VmHWM:")[2]
+                found[int(path.name)] = int(line.split()[0]) // 1024
+    return found
+
+
+def bench_memory(folder: Path, cache: Path, megabytes: list[int]) -> None:
+    """Peak resident memory of `lowbit prepare` with two workers."""
+    block = "".join(corpus_documents("wiki", cache))
+    for size in megabytes:
+        path = folder / f"{size}.txt"
+        with path.open("w") as file:
+            for _ in range(0, size * 10**6, len(block.encode())):
+                file.write(block)
+        command = [sys.executable, "-m", "train.cli", "prepare", f"{folder}/{size}", "--text", path]
+        command += ["--train-tokenizer", "4096", "--val-fraction", "0", "--workers", "2"]
+        highest: dict[int, int] = {}
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, start_new_session=True
+        ) as process:
+            while process.poll() is None:
+                highest |= peaks(process.pid)
+                time.sleep(0.2)
+        if process.returncode:
+            raise SystemExit(f"prepare failed with {process.returncode}")
+        parent = highest.pop(process.pid)
+        print(
+            f"prepare of {size} MB: peak {parent} MB in the parent, "
+            f"{max(highest.values())} MB in the larger worker"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parts = ("loader", "prepare", "memory")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[5, 50, 500])
+    args = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tokenizer alone is measured on one core
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    for part in args.parts:
+        with tempfile.TemporaryDirectory() as name:
+            folder, cache = Path(name), Path(name) / "cache"
+            match part:
+                case "loader":
+                    bench_loader(folder)
+                case "prepare":
+                    bench_prepare(folder, cache)
+                case "memory":
+                    bench_memory(folder, cache, args.megabytes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Forward and backward of one linear layer under each recipe against the same layer in BF16.
+
+python scripts/bench_linear.py [--in-features 512] [--out-features 1408] [--tokens 2048]
+                               [--threads 2] [--repeats 51]
+
+All layers are timed in turn, again and again; a ratio is the median over rounds of the round's
+ratio. With torchao installed, its emulated MXFP8 (each of the six operands through to_mx and back,
+BF16 products) is a row of the same table.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit import Emulate, QuantLinear, QuantRecipe, kernels
+from lowbit.integer import Integer
+
+
+class _Torchao(torch.autograd.Function):
+    """The three GEMMs with all operands through torchao's MXFP8."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _torchao(x) @ _torchao(weight).t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad_x = _torchao(grad) @ _torchao(weight.t().contiguous()).t()
+        grad_weight = _torchao(grad.t().contiguous()) @ _torchao(x.t().contiguous()).t()
+        return grad_x, grad_weight
+
+
+def _torchao(x: Tensor) -> Tensor:
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+
+    return MXTensor.to_mx(x, torch.float8_e4m3fn, 32).dequantize(x.dtype)
+
+
+def layers(base: nn.Linear) -> dict[str, Any]:
+    rows: dict[str, Any] = {"bf16": base}
+    for name in ("mxint8", "mxfp8", "nvfp4"):
+        recipe = QuantRecipe.uniform(name)
+        rows[f"{name} emulate"] = QuantLinear.from_linear(base, recipe, backend=Emulate())
+    if kernels.enabled():
+        recipe = QuantRecipe.uniform("mxint8")
+        rows["mxint8 integer"] = QuantLinear.from_linear(base, recipe, backend=Integer())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _torchao(torch.ones(32, 32))
+        rows["torchao mxfp8"] = lambda x: _Torchao.apply(x, base.weight)
+    except ImportError:
+        print("torchao is not installed: no row of it")
+    return rows
+
+
+def seconds(layer: Any, x: Tensor, weight: Tensor, grad: Tensor) -> float:
+    x.grad = weight.grad = None
+    start = time.perf_counter()
+    layer(x).backward(grad)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--in-features", type=int, default=512)
+    parser.add_argument("--out-features", type=int, default=1408)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=51)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    base = nn.Linear(a.in_features, a.out_features, bias=False).bfloat16()
+    x = torch.randn(a.tokens, a.in_features).bfloat16().requires_grad_()
+    grad = torch.randn(a.tokens, a.out_features).bfloat16()
+    rows = layers(base)
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for i in range(-2, a.repeats):
+        for name, layer in rows.items():
+            taken = seconds(layer, x, base.weight, grad)
+            if i >= 0:
+                times[name].append(taken)
+    print(f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, ", end="")
+    print(f"{a.threads} threads, torch {torch.__version__}, kernels {kernels.enabled()}")
+    print(f"{a.in_features} -> {a.out_features}, {a.tokens} tokens, forward + backward")
+    for name, taken in times.items():
+        ratio = statistics.median(t / b for t, b in zip(taken, times["bf16"], strict=True))
+        print(f"{name:16} {statistics.median(taken) * 1e3:8.2f} ms {ratio:6.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The integer product of mxint8 operands against PyTorch's BF16 product of the same shape.
+
+python scripts/bench_matmul.py [--threads 2] [--repeats 51]
+
+Every product is timed next to the BF16 one; a ratio is the median of the pairs' ratios.
+Operands are quantized beforehand. The error is Frobenius-relative, FP32 output against float64.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from lowbit import block_format, fake_quantize
+from lowbit.integer import Integer
+
+SHAPES = [(2048, 1408, 512), (2048, 512, 1408), (1408, 512, 2048), (512, 512, 8192)]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def row(m: int, n: int, k: int, repeats: int) -> str:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(m, k, generator=generator).bfloat16()
+    b = torch.randn(n, k, generator=generator).bfloat16()
+    backend, format = Integer(), block_format("mxint8")
+    left, right = backend.operand(a, format, 1, None), backend.operand(b, format, 1, None).T
+    ours = [0.0] * repeats
+    bf16 = [0.0] * repeats
+    for i in range(-2, repeats):
+        theirs = seconds(lambda: a @ b.t())
+        mine = seconds(lambda: backend.matmul(left, right, None, torch.bfloat16))
+        if i >= 0:
+            ours[i], bf16[i] = mine, theirs
+    exact = fake_quantize(a, format).double() @ fake_quantize(b, format).double().t()
+    product = backend.matmul(left, right, None, torch.float32)
+    error = float((product - exact).norm() / exact.norm())
+    ratio = statistics.median(x / y for x, y in zip(ours, bf16, strict=True))
+    rate = 2 * m * n * k / statistics.median(ours) / 1e9
+    return (
+        f"{m:6} {n:6} {k:6} {statistics.median(bf16) * 1e3:9.2f} "
+        f"{statistics.median(ours) * 1e3:9.2f} {ratio:6.2f} {rate:8.0f} {error:9.1e}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=51)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, ", end="")
+    print(f"{arguments.threads} threads, torch {torch.__version__}")
+    print("     m      n      k   bf16 ms   integer  ratio    Gop/s     error")
+    for shape in SHAPES:
+        print(row(*shape, arguments.repeats), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Time and peak memory of `fake_quantize` against `copy_`, every format along both axes.
+
+python scripts/bench_quantize.py [--rows 8192] [--columns 4096] [--repeats 5] [--threads 1]
+                                 [--dtype bfloat16] [--kernels off] [--formats mxint8 mxfp8]
+
+Every call is timed next to a `copy_` of the same tensor, alternating; a ratio is the median of the
+pairs' ratios. Peak: tensor bytes alive beside the input at the worst moment, the result included,
+over the input's. With torchao installed, its to_mx + dequantize of MXFP8 is timed the same way.
+"""
+
+import argparse
+import logging
+import platform
+import statistics
+import subprocess
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lowbit import fake_quantize, kernels
+from lowbit.formats import NAMED, block_format
+
+Call = Callable[[], object]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that operators made and nobody has let go of, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._live: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves(args) if isinstance(leaf, Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in before and storage._cdata not in self._live:
+                    self._live[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self._live.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self._live.values()))
+        return result
+
+
+def seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def paired(call: Call, baseline: Call, repeats: int) -> tuple[float, float]:
+    """(median seconds, median ratio to the baseline's), alternating which goes first."""
+    call()
+    times, ratios = [], []
+    for repeat in range(repeats):
+        if repeat % 2:
+            own, other = seconds(call), seconds(baseline)
+        else:
+            other, own = seconds(baseline), seconds(call)
+        times.append(own)
+        ratios.append(own / other)
+    return statistics.median(times), statistics.median(ratios)
+
+
+def peak_bytes(call: Call) -> int:
+    with LiveBytes() as live:
+        result = call()
+    del result
+    return live.peak
+
+
+def torchao_mxfp8(x: Tensor) -> Call | None:
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torchao.prototype.mx_formats.config import ScaleCalculationMode
+            from torchao.prototype.mx_formats.mx_tensor import MXTensor
+    except ImportError:
+        return None
+    rceil = ScaleCalculationMode.RCEIL
+    return lambda: MXTensor.to_mx(x, torch.float8_e4m3fn, 32, rceil).dequantize(x.dtype)
+
+
+def machine() -> str:
+    cpu = platform.processor()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":")[1].strip() if names else cpu
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return (
+        f"{cpu}, {torch.get_num_threads()} thread(s), {torch.backends.cpu.get_cpu_capability()}, "
+        f"torch {torch.__version__}, commit {git.stdout.strip() or 'unknown'}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--columns", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--kernels", choices=["off", "require"], default="off")
+    parser.add_argument("--formats", nargs="+", default=list(NAMED), metavar="NAME")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    x = torch.randn(args.rows, args.columns).to(getattr(torch, args.dtype))
+    target = torch.empty_like(x)
+
+    def copy() -> Tensor:
+        return target.copy_(x)
+
+    print(f"{args.dtype} [{args.rows}, {args.columns}], kernels {args.kernels}; {machine()}")
+    print(f"copy_ {1e3 * paired(copy, copy, args.repeats)[0]:.1f} ms")
+    calls: dict[str, Call | None] = {}
+    for name in args.formats:
+        for dim in (-1, 0):
+            calls[f"{name} dim {dim}"] = partial(fake_quantize, x, block_format(name), dim)
+    calls["torchao mxfp8 dim -1"] = torchao_mxfp8(x)
+    print(f"{'':22}{'ms':>8}{'x copy_':>9}{'peak / input':>14}")
+    with kernels.using(args.kernels):
+        for name, call in calls.items():
+            if call is None:
+                continue
+            own, ratio = paired(call, copy, args.repeats)
+            peak = peak_bytes(call) / x.nbytes
+            print(f"{name:22}{1e3 * own:8.1f}{ratio:9.1f}{peak:14.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Step time and peak of live tensor bytes of recipes against BF16: `python scripts/bench_step.py`.
+
+Time: a step is forward, backward, clipping and AdamW of `lowbit fit`'s model in BF16 autocast. The
+recipes take turns; the ratio printed is the median over rounds of a step over that round's
+BF16 step. LOWBIT_KERNELS=off times the plain PyTorch definition.
+
+Memory: tensor bytes alive at the worst moment of a step, counted by a dispatch mode as operators
+return and storages die; weights, gradients and optimizer state included, an operator's own scratch
+space is not.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lowbit import Randomness, convert_linears
+from train.configuration import read_policy
+from train.module import token_losses
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+# name -> shape, sequences, their length
+MODELS: dict[str, tuple[dict[str, Any], int, int]] = {
+    "22m": (
+        dict(
+            hidden_size=512, num_hidden_layers=6, intermediate_size=1408, num_attention_heads=8,
+            num_key_value_heads=4, vocab_size=4096,
+        ),
+        *(4, 512),
+    ),
+}  # fmt: skip
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages alive; a storage counts once, from its first sight to its death."""
+
+    def __init__(self, known: Iterator[Tensor]) -> None:
+        super().__init__()
+        self._seen: set[int] = set()
+        self.now = self.peak = 0
+        for x in known:
+            self._see(x)
+
+    def _see(self, x: Tensor) -> None:
+        storage = x.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._seen:
+            self._seen.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        for x in tree_iter(result):
+            if isinstance(x, Tensor):
+                self._see(x)
+        return result
+
+
+class Trainee:
+    """A model under a recipe, ready for steps on one batch."""
+
+    def __init__(self, model: str, recipe: str) -> None:
+        shape, batch, length = _shape(model)
+        torch.manual_seed(0)
+        self.model = LlamaForCausalLM(LlamaConfig(**shape, use_cache=False))
+        policy = read_policy(_yaml("recipe", recipe)["model"]["policy"])
+        convert_linears(self.model, policy, randomness=Randomness(0))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        ids = torch.randint(0, shape["vocab_size"], (batch, length + 1))
+        self.batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = token_losses(self.model, self.batch).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+    def seconds(self, clock: Callable[[], float]) -> float:
+        began = clock()
+        self.step()
+        return clock() - began
+
+    def peak_bytes(self) -> int:
+        self.step()  # the optimizer's state exists from now on
+        state = (v for s in self.optimizer.state.values() for v in s.values())
+        self.optimizer.zero_grad()
+        with LiveBytes(x for x in (*self.model.parameters(), *state)) as live:
+            self.step()
+        return live.peak
+
+
+def _yaml(kind: str, name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((CONFIGS / kind / f"{name}.yaml").read_text())
+    return loaded
+
+
+def _shape(model: str) -> tuple[dict[str, Any], int, int]:
+    """Of a name in MODELS, or of a file in configs/model/, which may end in `:<sequences>`."""
+    if model in MODELS:
+        return MODELS[model]
+    name, _, sequences = model.partition(":")
+    config = _yaml("model", name)
+    data = config["data"]
+    return config["model"]["llama"], int(sequences or data["global_batch_size"]), data["seq_len"]
+
+
+def machine() -> str:
+    """What the figures hold for."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    load = os.getloadavg()[0]
+    kernels = os.environ.get("LOWBIT_KERNELS", "auto")
+    return (
+        f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"LOWBIT_KERNELS={kernels}, load {load:.1f} at the start"
+    )
+
+
+def bench_time(model: str, recipes: list[str], rounds: int, clock: Callable[[], float]) -> None:
+    """Print the paired median of each recipe's step time."""
+    trainees = {name: Trainee(model, name) for name in ("bf16", *recipes)}
+    for trainee in trainees.values():
+        trainee.step()
+    times: dict[str, list[float]] = {name: [] for name in trainees}
+    for index in range(rounds):
+        order = list(trainees) if index % 2 == 0 else list(reversed(trainees))
+        for name in order:
+            times[name].append(trainees[name].seconds(clock))
+    base = times["bf16"]
+    for name, own in times.items():
+        ratios = sorted(a / b for a, b in zip(own, base, strict=True))
+        quartiles = f"{ratios[len(ratios) // 4]:.2f}-{ratios[3 * len(ratios) // 4]:.2f}"
+        print(
+            f"{model}  {name:28} {statistics.median(own):.3f} s/step, "
+            f"{statistics.median(ratios):.3f} x bf16 (quartiles {quartiles}, {rounds} rounds)"
+        )
+
+
+def bench_memory(model: str, recipes: list[str]) -> None:
+    """Print the peak of live tensor bytes of each recipe's step."""
+    base = 0
+    for name in ("bf16", *recipes):
+        peak = Trainee(model, name).peak_bytes()
+        base = base or peak
+        print(f"{model}  {name:28} {peak / 2**20:.1f} MiB at the peak, {peak / base:.4f} x bf16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("what", choices=["time", "memory"])
+    parser.add_argument(
+        "--model",
+        default="22m",
+        help="22m, or a file in configs/model/, as 145m:1 with one sequence",
+    )
+    parser.add_argument("--recipes", nargs="+", default=["mxint8"])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: of all threads, for a busy machine"
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(machine())
+    if args.what == "time":
+        bench_time(args.model, args.recipes, args.rounds, CLOCKS[args.clock])
+    else:
+        bench_memory(args.model, args.recipes)
+
+
+if __name__ == "__main__":
+    main()

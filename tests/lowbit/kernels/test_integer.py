@@ -1,0 +1,84 @@
+"""The integer product against float64 on the dequantized operands, and against emulation."""
+
+import pytest
+import torch
+
+import lowbit
+from lowbit import kernels
+from lowbit.backend import Emulate
+from lowbit.integer import Integer
+
+pytestmark = pytest.mark.skipif(not kernels.enabled(), reason="no C++ compiler")
+SHAPES = [(17, 9, 32), (33, 50, 256), (64, 17, 512), (48, 40, 8192), (20, 16, 77)]
+
+
+def _operands(name: str, m: int, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(m + n + k)
+    return torch.randn(m, k, generator=generator), torch.randn(n, k, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ["mxint8", "mxint6", "mxint4", "nvint8", "nvint4", "int8"])
+def test_error_against_float64(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    a, b = (x.to(dtype) for x in _operands(name, *shape))
+    backend = Integer()
+    left, right = backend.operand(a, lowbit.block_format(name), 1, None), None
+    for dim, stored in ((1, b), (0, b.t().contiguous())):
+        right = backend.operand(stored, lowbit.block_format(name), dim, None)
+        product = backend.matmul(left, right.T if dim == 1 else right, None, torch.float32)
+        wide = [lowbit.quantize(x, name, 1).dequantize().double() for x in (a, b)]
+        exact = wide[0] @ wide[1].t()
+        assert float((product - exact).norm() / exact.norm()) <= 2e-7
+
+
+def test_is_the_same_for_any_number_of_threads() -> None:
+    a, b = _operands("mxint8", 130, 300, 1024)
+    backend, results, before = Integer(), [], torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        left = backend.operand(a, lowbit.block_format("mxint8"), 1, None)
+        right = backend.operand(b, lowbit.block_format("mxint8"), 1, None)
+        results.append(backend.matmul(left, right.T, None, torch.float32))
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_a_block_that_is_not_finite_spoils_its_row_alone() -> None:
+    a, b = _operands("mxint8", 40, 20, 64)
+    a[3, 40] = float("inf")
+    backend = Integer()
+    left = backend.operand(a, lowbit.block_format("mxint8"), 1, None)
+    right = backend.operand(b, lowbit.block_format("mxint8"), 1, None)
+    nan = backend.matmul(left, right.T, None, torch.float32).isnan()
+    assert nan[3].all() and nan.sum() == 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layer_computes_what_emulation_does(dtype: torch.dtype) -> None:
+    linear = torch.nn.Linear(64, 96).to(dtype)
+    x = torch.randn(70, 64).to(dtype).requires_grad_()
+    results = []
+    for backend in (Emulate(), Integer()):
+        layer = lowbit.QuantLinear.from_linear(
+            linear, lowbit.QuantRecipe.uniform("mxint8"), backend=backend
+        )
+        output = layer(x)
+        results.append([output, *torch.autograd.grad(output.sum(), [x, linear.weight])])
+    for emulated, integer in zip(*results, strict=True):
+        step = torch.finfo(dtype).eps * emulated.abs().max()
+        assert bool(((emulated - integer).abs() <= 2 * step).all())
+
+
+def test_refuses_what_it_cannot_do() -> None:
+    backend, x = Integer(), torch.randn(32, 32)
+    formats = [lowbit.block_format("mxfp8")]
+    formats += [lowbit.block_format("mxint8", block_size=size) for size in (8, (16, 16))]
+    for format in formats:
+        with pytest.raises(ValueError, match="integer backend has no"):
+            backend.operand(x, format, 1, None)
+    quantized = backend.operand(x, lowbit.block_format("mxint8"), 1, None)
+    with pytest.raises(ValueError, match="plain operand"):
+        backend.matmul(quantized, backend.operand(x, None, 0, None), None, torch.float32)
+    plain = backend.matmul(*(backend.operand(x, None, 0, None),) * 2, None, torch.float32)
+    assert torch.equal(plain, x @ x)

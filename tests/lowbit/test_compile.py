@@ -1,0 +1,96 @@
+"""The definition under torch.compile: one graph, the same bits, no compilation per step."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from lowbit import Arithmetic, BlockFormat, Key, Rounding, ScaleFormat, ScaleRule, fake_quantize
+from lowbit.formats import INT8, MXFP8, MXFP8_E5M2, MXINT8, NAMED, NVFP4, NVINT8
+
+pytestmark = pytest.mark.usefixtures("definition")
+
+# importing inductor's C++ back end warns about torch.jit
+inductor = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+STOCHASTIC = replace(MXFP8, rounding=Rounding.STOCHASTIC)
+ALL = [
+    *NAMED.values(),
+    *(
+        replace(format, scale_rule=rule)
+        for format in NAMED.values()
+        for rule in list(ScaleRule)[1:]
+        if format.scale_rule
+    ),
+    *(replace(format, rounding=Rounding.HALF_AWAY) for format in (MXINT8, MXFP8, NVFP4)),
+    *(replace(f, arithmetic=Arithmetic.BF16) for f in (MXINT8, MXFP8_E5M2, NVINT8)),
+    replace(INT8, scale=ScaleFormat.BF16, block_size=32),
+    replace(INT8, scale=ScaleFormat.BF16, block_size=32, arithmetic=Arithmetic.BF16),
+    replace(MXINT8, block_size=(16, 16)),
+    STOCHASTIC,
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+def _hard(wide: Callable[..., Tensor]) -> Tensor:
+    x = wide(40, 80, 85.0)
+    x[3] = 0.0
+    x[5] = -0.0
+    x[7, 11] = torch.nan
+    return x
+
+
+def _function(format: BlockFormat, dim: int) -> Callable[[Tensor], Tensor]:
+    key = Key.of(0).fold(1) if format.rounding is Rounding.STOCHASTIC else None
+    return lambda x: fake_quantize(x, format, dim, key=key)
+
+
+def _check(
+    format: BlockFormat, dim: int, x: Tensor, same_bits: Callable[..., bool], **options: Any
+) -> None:
+    function = _function(format, dim)
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, **options)
+    assert same_bits(compiled(x), function(x)), (format, dim, x.dtype)
+
+
+@pytest.mark.parametrize("format", [*NAMED.values(), *ALL[-5:]], ids=str)
+def test_every_format_traces_as_one_graph(format: BlockFormat, wide: Any, same_bits: Any) -> None:
+    _check(format, 0, _hard(wide), same_bits, backend="eager")
+
+
+@inductor
+def test_compiled_equals_eager(wide: Any, same_bits: Any) -> None:
+    """One of the slow test's cases, for the fast tier."""
+    _check(MXFP8, 1, _hard(wide).bfloat16(), same_bits)
+
+
+@inductor
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ALL, ids=str)
+def test_every_format_compiled_equals_eager(format: BlockFormat, wide: Any, same_bits: Any) -> None:
+    x = _hard(wide)
+    for dim, values in ((0, x), (1, x), (1, x.bfloat16())):
+        _check(format, dim, values, same_bits)
+
+
+def test_a_new_step_or_row_does_not_compile_again() -> None:
+    counter = CompileCounter()
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def compiled(x: Tensor, step: Tensor, row: Tensor) -> Tensor:
+        return fake_quantize(x, STOCHASTIC, key=Key.of(0).fold(step).fold(7).at(row))
+
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    for step in range(4):
+        row = 4 * step
+        y = compiled(x, torch.tensor(step), torch.tensor(row))
+        key = Key.of(0).fold(step).fold(7).at(row)
+        assert torch.equal(y, fake_quantize(x, STOCHASTIC, key=key))
+    assert counter.frame_count == 1

@@ -1,0 +1,135 @@
+"""GGUF files written here by the format's description, read back."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from train.analysis.gguf import GGUF, llama_of, read_gguf, vocabulary_of
+
+STRING, UINT32, FLOAT32, ARRAY, INT32 = 8, 4, 6, 9, 5
+
+
+def _string(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def _entry(key: str, value: object) -> bytes:
+    if isinstance(value, str):
+        return _string(key) + struct.pack("<I", STRING) + _string(value)
+    if isinstance(value, int):
+        return _string(key) + struct.pack("<II", UINT32, value)
+    if isinstance(value, float):
+        return _string(key) + struct.pack("<If", FLOAT32, value)
+    assert isinstance(value, list)
+    kind = STRING if isinstance(value[0], str) else INT32
+    items = [_string(item) if kind == STRING else struct.pack("<i", item) for item in value]
+    return _string(key) + struct.pack("<IIQ", ARRAY, kind, len(value)) + b"".join(items)
+
+
+def _file(metadata: dict, tensors: dict[str, tuple[tuple[int, ...], int, bytes]]) -> bytes:
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    head += b"".join(_entry(key, value) for key, value in metadata.items())
+    data = b""
+    for name, (shape, kind, raw) in tensors.items():
+        data += b"\0" * (-len(data) % 32)
+        head += _string(name) + struct.pack("<I", len(shape))
+        head += struct.pack(f"<{len(shape)}Q", *shape[::-1]) + struct.pack("<IQ", kind, len(data))
+        data += raw
+    return head + b"\0" * (-len(head) % 32) + data
+
+
+def test_block_types_decode_by_their_definition() -> None:
+    codes = np.random.default_rng(0).integers(0, 16, (2, 32), dtype=np.uint8)
+    packed = codes[:, :16] | codes[:, 16:] << 4  # element i is low nibble i, i + 16 high nibble i
+    d, m = struct.pack("<e", 0.25), struct.pack("<e", -1.5)
+    signed = codes.astype(np.int8) - 8
+    file = GGUF(
+        _file(
+            {"general.architecture": "llama"},
+            {
+                "a": ((2, 32), 3, b"".join(d + m + row.tobytes() for row in packed)),
+                "b": ((2, 32), 2, b"".join(d + row.tobytes() for row in packed)),
+                "c": ((64,), 8, b"".join(d + row.tobytes() for row in signed)),
+                "d": ((3,), 30, np.array([0x3F80, 0xC000, 0], np.uint16).tobytes()),
+                "e": ((2,), 1, np.array([0.5, -2], np.float16).tobytes()),
+                "f": ((1,), 12, b"\0" * 144),
+            },
+        ),
+        "test.gguf",
+    )
+    assert np.array_equal(file.tensor("a"), codes * np.float32(0.25) - 1.5)
+    assert np.array_equal(file.tensor("b"), signed * np.float32(0.25))
+    assert np.array_equal(file.tensor("c"), signed.ravel() * np.float32(0.25))
+    assert file.tensor("d").tolist() == [1.0, -2.0, 0.0]
+    assert file.tensor("e").tolist() == [0.5, -2.0]
+    with pytest.raises(ValueError, match="GGML type 12, readable are F32"):
+        file.tensor("f")
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+            rms_norm_eps=2.0**-16, tie_word_embeddings=False,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+        )
+    )  # fmt: skip
+
+
+def _exported(model: LlamaForCausalLM) -> bytes:
+    """As llama.cpp writes it: rows of q and k reordered, so that rotary pairs lie together."""
+    config, tensors = model.config, {}
+    names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
+    names |= {f"{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")}
+    names |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    whole = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+    for name, weight in model.state_dict().items():
+        *path, part, _ = name.split(".")
+        value = weight.numpy()
+        if part in ("q_proj", "k_proj"):
+            heads = config.num_attention_heads if part == "q_proj" else config.num_key_value_heads
+            rows = [
+                head * 16 + (i % 2) * 8 + i // 2 for head in range(heads) for i in range(16)
+            ]  # new row i of a head: even ones from its first half
+            value = value[rows]
+        stem = whole[part] if part in whole else f"blk.{path[2]}.{names[part]}"
+        tensors[f"{stem}.weight"] = (value.shape, 0, value.tobytes())
+    metadata = {
+        "general.architecture": "llama", "llama.embedding_length": 64,
+        "llama.feed_forward_length": 96, "llama.block_count": 2, "llama.context_length": 128,
+        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": 2.0**-16, "llama.rope.freq_base": 1000.0,
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": ["<e>", "a", "b", "ab", *(f"t{i}" for i in range(256))],
+        "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.token_type": [3, *[1] * 259],
+        "tokenizer.ggml.eos_token_id": 0,
+    }  # fmt: skip
+    return _file(metadata, tensors)
+
+
+def test_an_exported_model_comes_back_bitwise(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(_exported(model))
+    file = read_gguf(path)
+    ids = torch.arange(24)[None]
+    with torch.no_grad():
+        assert torch.equal(llama_of(file)(ids).logits, model.eval()(ids).logits)
+    assert vocabulary_of(file).encode("abba").tolist() == [3, 2, 1]
+
+
+def test_what_is_not_readable_says_so(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="x is not a GGUF file"):
+        GGUF(b"GGML" + bytes(64), "x")
+    with pytest.raises(ValueError, match="x is a damaged GGUF file"):
+        GGUF(_exported(model)[:300], "x")
+    with pytest.raises(ValueError, match="architecture 'gemma'"):
+        llama_of(GGUF(_file({"general.architecture": "gemma"}, {}), "x"))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_gguf(tmp_path / "absent.gguf")

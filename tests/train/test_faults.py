@@ -1,0 +1,205 @@
+"""The faults that need a run or a second process; docs/durability.md has the whole matrix."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.checkpoint import complete_checkpoints, find_resume_point
+from train.record import run_status
+
+Fit = Callable[..., int]
+EVERY = ("--trainer.accumulate_grad_batches", "2", "--checkpoint_every", "1")
+
+
+# --- disk -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """In the saves with these numbers no file can grow beyond 100 kB, as on a full disk."""
+    from train.checkpoint import AtomicCheckpointIO
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    original = AtomicCheckpointIO.save_checkpoint
+    saves = 0
+
+    def install(*numbers: int) -> None:
+        def save(self: Any, *args: Any, **kwargs: Any) -> None:
+            nonlocal saves
+            saves += 1
+            limit = 100_000 if saves in numbers else before[0]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            try:
+                original(self, *args, **kwargs)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+        monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
+
+    yield install
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_disk_full_stop(
+    fit: Fit,
+    tmp_path: Path,
+    full_disk: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same_run: Callable[..., None],
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert fit(whole, "mxint8", *EVERY) == 0
+    with monkeypatch.context():
+        full_disk(3)
+        assert fit(run, "mxint8", *EVERY) == 2
+    error = capsys.readouterr().err
+    assert "File too large" in error and "newest complete one is step-00000002" in error
+    names = [p.name for p in (run / "checkpoints").iterdir()]
+    assert sorted(names) == ["step-00000001", "step-00000002"]
+    assert find_resume_point(run / "checkpoints") == run / "checkpoints" / "step-00000002"
+    assert run_status(run) == "failed"
+    assert fit(run, "mxint8", *EVERY) == 0
+    assert_same_run(run, whole)
+
+
+def test_disk_full_continue(
+    fit: Fit, tmp_path: Path, full_disk: Callable[..., None], assert_same_run: Callable[..., None]
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert fit(whole, "mxint8", *EVERY, "--keep_checkpoints", "9") == 0
+    full_disk(3, 4)
+    assert fit(run, "mxint8", *EVERY, "--keep_checkpoints", "9", "--disk_full", "continue") == 0
+    steps = [int(p.name[5:]) for p in complete_checkpoints(run / "checkpoints")]
+    assert steps == [1, 2, 5, 6]
+    assert_same_run(run, whole)
+
+
+def test_missing_shard(
+    fit: Fit, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    copy = tmp_path / "tokens"
+    shutil.copytree(tiny_data, copy)
+    shard = next(copy.glob("train-*.npy"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    for act in (lambda: None, shard.unlink):
+        act()
+        assert fit(tmp_path / "run", "bf16", "--data.path", str(copy)) == 2
+        assert shard.name in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+# --- two jobs ---------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from train.lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+lock.acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_two_jobs_on_one_run_dir(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second refuses and names the first; once the first is killed, nothing is in the way."""
+    run = tmp_path / "run"
+    run.mkdir()
+    command = [sys.executable, "-P", "-c", HOLDER, str(run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        assert fit(run, "bf16") == 2
+        assert f"process {first.pid}" in capsys.readouterr().err
+        assert [p.name for p in run.iterdir()] == ["lock"]
+        first.kill()
+    assert fit(run, "bf16", "--trainer.max_steps", "1") == 0
+
+
+# --- two ranks --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Runs of two processes, all by one program that imports everything once."""
+    folder = tmp_path_factory.mktemp("ranks")
+    program = Path(__file__).with_name("two_ranks.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-P", str(program), str(folder), str(tiny_data)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=environment,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return folder, json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_sigterm_one_rank_only(
+    ranks: tuple[Path, Any], assert_same_run: Callable[..., None]
+) -> None:
+    """Rank 1 alone is told: both finish the step; resumed, the run equals the uninterrupted."""
+    folder, results = ranks
+    assert results["whole"]["codes"] == [0, 0]
+    assert results["sigterm rank 1"]["codes"] == [143, 0]
+    assert results["sigterm rank 1"]["newest"] == "step-00000003"
+    assert results["resumed on 2"]["codes"] == [0, 0]
+    assert_same_run(folder / "two", folder / "whole")
+
+
+@pytest.mark.slow
+def test_world_size_changed(ranks: tuple[Path, Any]) -> None:
+    """From 2 ranks to 1: the same windows in every step; the report says what is not restored."""
+    _, results = ranks
+    assert results["resumed on 1"]["codes"] == [0]
+    after = {k: v for k, v in results["whole"]["windows"].items() if int(k) >= 3}
+    assert results["resumed on 1"]["windows"] == after
+    assert (
+        "random generators not restored, 2 ranks then and 1 now" in results["resumed on 1"]["log"]
+    )
+
+
+@pytest.mark.slow
+def test_nan_loss_on_rank_1_stops_both(ranks: tuple[Path, Any]) -> None:
+    folder, results = ranks
+    assert results["nan rank 1"]["codes"] == [3, 3]
+    assert results["nan rank 1"]["newest"] == "step-00000002"
+    bad, good = (
+        json.loads((folder / "nan" / f"nonfinite-step-00000003-rank{rank}.json").read_text())
+        for rank in (1, 0)
+    )
+    assert bad["first_non_finite"]["layer"] == "model.layers.1.mlp.up_proj"
+    assert bad["first_non_finite"]["tensor"] == "output"
+    assert good["first_non_finite"]["tensor"] == "gradient"  # it came from the other rank
+    assert sorted(sum_of(good["windows"]) + sum_of(bad["windows"])) == sorted(
+        results["whole"]["windows"]["2"]
+    )
+
+
+@pytest.mark.slow
+def test_one_rank_dies(ranks: tuple[Path, Any]) -> None:
+    """Rank 1 is killed: rank 0 does not wait for it, and a start goes on from the last save."""
+    _, results = ranks
+    assert results["kill rank 1"]["codes"][1] == -9
+    assert results["kill rank 1"]["codes"][0] not in (0, None)
+    assert results["kill rank 1"]["newest"] == "step-00000002"
+
+
+def sum_of(lists: list[list[int]]) -> list[int]:
+    return [item for part in lists for item in part]

@@ -1,0 +1,192 @@
+"""Nothing that a run reads can run code or leave its folder: refused, without side effects."""
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from train.checkpoint import AtomicCheckpointIO, complete_checkpoints, open_staging, publish
+from train.cli import main
+from train.names import checked_name, checked_run_dir
+from train.sweep import plan_runs
+from train.yaml_safe import YamlError, load_yaml
+
+Fit = Callable[..., int]
+
+
+class Exploit:
+    """Unpickled anywhere, it leaves a file."""
+
+    def __init__(self, sentinel: Path) -> None:
+        self.sentinel = sentinel
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.sentinel}",)
+
+
+def test_the_exploit_works(tmp_path: Path) -> None:
+    """Else the tests below would show nothing."""
+    pickle.loads(pickle.dumps(Exploit(tmp_path / "sentinel")))
+    assert (tmp_path / "sentinel").exists()
+
+
+def test_malicious_pickle_ckpt(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a manifest that is right in every byte: whoever can write the one can write both."""
+    run, sentinel = tmp_path / "run", tmp_path / "sentinel"
+    assert fit(run, "bf16", "--trainer.max_steps", "1") == 0
+    (path,) = complete_checkpoints(run / "checkpoints")
+    origin = json.loads((path / "manifest.json").read_text())["origin"]
+    AtomicCheckpointIO().remove_checkpoint(path)
+    AtomicCheckpointIO().save_checkpoint({"x": Exploit(sentinel), "origin": origin}, path)
+    assert fit(run, "bf16", "--trainer.max_steps", "2") == 2
+    assert "weights_only" in capsys.readouterr().err
+    assert fit(run, "bf16", "--trainer.max_steps", "2", "--resume", str(path)) == 2
+    assert not sentinel.exists()
+
+
+def test_a_manifest_cannot_reach_out_of_its_folder(tmp_path: Path) -> None:
+    target = tmp_path / "step-00000001"
+    staging = open_staging(target)
+    (tmp_path / "outside").write_text("x")
+    publish(staging, target, {"../outside": "0" * 64}, {})
+    with pytest.raises(ValueError, match=r"\.\./outside"):
+        AtomicCheckpointIO().load_checkpoint(target)
+
+
+PAIRS = ("ab", "bc", "cd", "de", "ef")
+BAD_YAML = {
+    "python tag": ("data: !!python/object/apply:os.system ['touch {sentinel}']", "constructor"),
+    "python name": ("data: !!python/name:os.system", "constructor"),
+    "foreign class": (
+        "trainer: {{callbacks: [{{class_path: subprocess.Popen, init_args: "
+        "{{args: touch {sentinel}}}}}]}}",
+        "subprocess.Popen",
+    ),
+    "foreign module": ("trainer: {{strategy: evil.Strategy}}", "evil.Strategy"),
+    "foreign model": ("model: {{llama: {{class_path: evil.LlamaConfig}}}}", "evil.LlamaConfig"),
+    "unknown key": ("modle: {{llama: 1}}", "modle"),
+    "duplicate key": ("data: {{seq_len: 8, seq_len: 16}}", "'seq_len' is there twice"),
+    "duplicate at top": ("data: {{seq_len: 8}}\ndata: {{seq_len: 16}}", "'data' is there twice"),
+    "wrong type": ("trainer: {{max_steps: 2.5}}", "max_steps"),
+    "not a number": ("model: {{optimization: {{lr: fast}}}}", "lr"),
+    "deep": ("data: " + "[" * 3000, "nested deeper"),
+    "huge": ("# " + "x" * 2_000_000, "characters of YAML"),
+    "aliases": (
+        "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+        + "\n".join(f"{y}: &{y} [{','.join(['*' + x] * 10)}]" for x, y in PAIRS),
+        "nodes",
+    ),
+    "alias of itself": ("data: &a [*a]", "contains itself"),
+    "not YAML": ("data: [1, 2", "expected"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_YAML)
+def test_malicious_yaml(
+    case: str, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line on stderr, exit code 2, no file, no child."""
+    text, message = BAD_YAML[case]
+    sentinel = tmp_path / "sentinel"
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text.format(sentinel=sentinel) if "{{" in text or "{s" in text else text)
+    began = time.monotonic()
+    assert fit(tmp_path / "run", "bf16", "-c", str(bad)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lowbit")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert time.monotonic() - began < 60  # an alias bomb would not end
+    assert not sentinel.exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4), ("1E5", 1e5), ("-.5", -0.5), ("1.", 1.0), ("7", 7), ("0x1f", "0x1f"),
+        ("no", "no"), ("0123", "0123"), ("1_000", "1_000"), ("12:30", "12:30"), ("true", True),
+        ("2020-01-01", "2020-01-01"), ("~", None), ("'1e-4'", "1e-4"), ("-.inf", float("-inf")),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
+    found = load_yaml(f"a: {text}")["a"]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_a_merge_key_is_no_merge() -> None:
+    assert load_yaml("a: &a {x: 1}\nb: {<<: *a}") == {"a": {"x": 1}, "b": {"<<": {"x": 1}}}
+
+
+def test_the_number_of_a_yaml_file_reaches_the_optimizer(fit: Fit, tmp_path: Path) -> None:
+    extra = tmp_path / "lr.yaml"
+    extra.write_text("model: {optimization: {lr: 1e-4, warmup_steps: 0, min_lr_ratio: 1.0}}")
+    assert fit(tmp_path / "run", "bf16", "-c", str(extra), "--trainer.max_steps", "1") == 0
+    header, row = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert float(dict(zip(header.split(","), row.split(","), strict=True))["lr"]) == 1e-4
+
+
+@pytest.mark.parametrize(
+    "name", ["../up", "a/b", "/root", "..", "", "$HOME", "~", ".hidden", "x" * 65]
+)
+def test_path_traversal_in_a_name(name: str, fit: Fit, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(ValueError, match="becomes a folder"):
+        checked_name(name)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {{policy: {{name: {json.dumps(name)}}}}}")
+    with pytest.raises(ValueError, match="becomes a folder"):
+        plan_runs(tmp_path / "out", [recipe], [0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("run_dir", ["../up", "runs/../../up", "$HOME/run", "~/run"])
+def test_path_traversal_in_run_dir(run_dir: str, fit: Fit, capsys: Any) -> None:
+    with pytest.raises(ValueError, match="not allowed"):
+        checked_run_dir(run_dir)
+    assert fit(Path(run_dir), "bf16") == 2
+    assert "run_dir=" in capsys.readouterr().err
+
+
+def test_exports_are_safetensors(fit: Fit, tmp_path: Path) -> None:
+    assert fit(tmp_path / "run", "bf16", "--trainer.max_steps", "1") == 0
+    names = {p.name for p in (tmp_path / "run" / "hf").iterdir()}
+    assert "model.safetensors" in names
+    assert all(Path(name).suffix in (".safetensors", ".json") for name in names)
+
+
+def test_pickled_weights_are_no_start(fit: Fit, tmp_path: Path, capsys: Any) -> None:
+    """`init_from` with a `pytorch_model.bin`."""
+    assert fit(tmp_path / "run", "bf16", "--trainer.max_steps", "1") == 0
+    source, sentinel = tmp_path / "run" / "hf", tmp_path / "sentinel"
+    (source / "model.safetensors").unlink()
+    torch.save({"x": Exploit(sentinel)}, source / "pytorch_model.bin")
+    assert fit(tmp_path / "second", "bf16", "--model.init_from", str(source)) == 2
+    assert "safetensors" in capsys.readouterr().err
+    assert not sentinel.exists()
+
+
+def test_yaml_errors_name_the_line() -> None:
+    with pytest.raises(YamlError, match="line 2"):
+        load_yaml("a: 1\na: 2")
+
+
+def test_help_and_a_bad_verb_read_nothing(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["../evil"])
+    assert stop.value.code == 2
+
+
+def test_a_strategy_that_writes_its_own_checkpoints_is_refused(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strategy = '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'
+    assert fit(tmp_path / "run", "bf16", "--trainer.strategy", strategy) == 2
+    assert "is ModelParallelStrategy: expected one device, or ddp" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,1 @@
+"""What the formats do to tensors and models: verbs that look and change nothing."""

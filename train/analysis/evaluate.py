@@ -1,0 +1,170 @@
+"""`lowbit eval`: what casting a trained model into a format does to its predictions."""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowbit import BlockFormat, QuantLinear, QuantRecipe, Rotation, convert_linears
+from train.analysis.formats import formats_called
+from train.analysis.models import HELP, load_subject
+from train.analysis.output import aligned, write_csv, write_json
+from train.analysis.text import Text, add_text_arguments, read_text
+from train.gaps import interval
+from train.initial import weights_hash
+
+TOP = 25  # logits of the baseline in the study's KL
+CHUNK = 256  # tokens whose probabilities are held in float64 at a time
+BASELINE = "bf16"  # the recipe's name: all operands as the baseline has them
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=HELP)
+    parser.add_argument(
+        "--formats", nargs="+", required=True, metavar="FORMAT",
+        help=f"formats by name; the baseline, {BASELINE}, is always the first row",
+    )  # fmt: skip
+    parser.add_argument("--weight-only", action="store_true", help="leave activations as they are")
+    parser.add_argument(
+        "--rotation", default="none", metavar="SIZE",
+        help="Hadamard rotation of both operands: none, block (of the format), 16, 32, 64 or 128",
+    )  # fmt: skip
+    parser.add_argument("--skip", nargs="*", default=["lm_head"], help="layers left alone (globs)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--out", type=Path, help="folder for eval.csv and eval.json")
+    add_text_arguments(parser, windows=8, seq_len=1024)
+
+
+def run(args: argparse.Namespace) -> int:
+    formats = formats_called([name for name in args.formats if name != BASELINE])
+    recipes = {BASELINE: QuantRecipe()}
+    for format in formats:
+        recipes[str(format)] = cast_recipe(format, args.weight_only, args.rotation)
+    subject = load_subject(args.model, args.cache)
+    text = read_text(subject, args)
+    model = subject.model.to(getattr(torch, args.dtype))
+    digest = weights_hash(model)
+    scores = evaluate(convert_linears(model, QuantRecipe(), tuple(args.skip)), recipes, text)
+    rows = [summary(name, score, scores[BASELINE]) for name, score in scores.items()]
+    lines = [
+        f"model: {subject.source}, weights sha256 {digest[:12]}; the baseline is this model in"
+        f" {args.dtype}, compute included",
+        *protocol(args, text),
+    ]
+    print("\n".join([*lines, "", aligned(rows)]))
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_csv(rows, args.out / "eval.csv")
+        windows = {name: vars(score) for name, score in scores.items()}
+        document = {"protocol": lines, "rows": rows, "windows": windows}
+        write_json(document, args.out / "eval.json")
+    return 0
+
+
+def protocol(args: argparse.Namespace, text: Text) -> list[str]:
+    """The convention of every number."""
+    what = "weights" if args.weight_only else "inputs and weights"
+    return [
+        f"cast: {what} of every linear layer but {args.skip or 'none'}, blocks along in_features,"
+        f" rotation {args.rotation}; no calibration",
+        f"text: {text.source}; {args.windows} windows x {args.seq_len} tokens, evenly spread,"
+        " no BOS",
+        "loss, KL: nats per token, mean ± half of the Student-t 95 % interval over windows;"
+        " perplexity: exp of the mean loss",
+        f"KL(baseline || cast) over the vocabulary; top-{TOP}: over the baseline's {TOP} likeliest"
+        f" tokens, both renormalised; study: that / {TOP} x 1e6, as its script averages",
+    ]
+
+
+def cast_recipe(format: BlockFormat, weight_only: bool, rotation: str) -> QuantRecipe:
+    """`format` for the forward GEMM."""
+    if rotation == "none":
+        turned = None
+    elif rotation == "block":
+        if not isinstance(format.block_size, int) or format.block_size < 1:
+            raise ValueError(f"--rotation block: {format} has no block size, give a number")
+        turned = Rotation(format.block_size)
+    elif rotation.isdecimal():
+        turned = Rotation(int(rotation))
+    else:
+        raise ValueError(f"--rotation {rotation!r}: none, block, 16, 32, 64 or 128")
+    recipe = QuantRecipe(fprop_weight=format, fprop_rotation=turned)
+    return recipe if weight_only else replace(recipe, fprop_input=format)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over the tokens of each window, nats."""
+
+    loss: list[float]
+    kl: list[float]
+    kl_top: list[float]
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, recipes: Mapping[str, QuantRecipe], text: Text) -> dict[str, Score]:
+    """Every recipe on every window; the first recipe is the baseline of the divergences."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model.to(device).eval()
+    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    scores = {name: Score([], [], []) for name in recipes}
+    for inputs, labels in zip(text.inputs.to(device), text.labels.to(device), strict=True):
+        reference = None
+        for name, recipe in recipes.items():
+            for layer in layers:
+                layer.set_recipe(recipe)
+            logits = model(input_ids=inputs[None], use_cache=False).logits[0]
+            if reference is None:
+                reference = logits.double().log_softmax(-1)
+            found = divergences(reference, logits, labels)
+            scores[name].loss.append(found[0])
+            scores[name].kl.append(found[1])
+            scores[name].kl_top.append(found[2])
+    return scores
+
+
+def divergences(reference: Tensor, logits: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """Loss of `logits`, KL(reference || logits), and that over the reference's top tokens: means
+    over the tokens. `reference` are log-probabilities in float64.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=logits.device)
+    for start in range(0, len(labels), CHUNK):
+        here = slice(start, start + CHUNK)
+        p, q, right = reference[here], logits[here].double().log_softmax(-1), labels[here]
+        best = p.topk(min(TOP, p.shape[-1]), dim=-1).indices
+        sums[0] += F.nll_loss(q, right, reduction="sum")
+        sums[1] += _kl(p, q)
+        sums[2] += _kl(p.gather(-1, best).log_softmax(-1), q.gather(-1, best).log_softmax(-1))
+    loss, kl, kl_top = (sums / len(labels)).tolist()
+    return loss, kl, kl_top
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return F.kl_div(q, p, reduction="sum", log_target=True)
+
+
+def summary(name: str, score: Score, baseline: Score) -> dict[str, Any]:
+    """One row of the table."""
+    gaps = [ours - theirs for ours, theirs in zip(score.loss, baseline.loss, strict=True)]
+    mean = float(np.mean(score.kl_top))
+    return {
+        "format": name, "perplexity": math.exp(float(np.mean(score.loss))),
+        "loss": float(np.mean(score.loss)), "loss gap": float(np.mean(gaps)), "± gap": _half(gaps),
+        "KL": float(np.mean(score.kl)), "± KL": _half(score.kl),
+        f"top-{TOP} KL": mean, f"± top-{TOP}": _half(score.kl_top), "study x1e6": mean / TOP * 1e6,
+    }  # fmt: skip
+
+
+def _half(values: Sequence[float]) -> float:
+    """Half the width of the interval of the mean; NaN for a single window."""
+    if len(values) < 2:
+        return math.nan
+    found = interval(np.array(values))
+    return float(found.high - found.mean)

@@ -1,0 +1,35 @@
+"""The formats an analysis looks at, by name, how they pair up, and how they are drawn."""
+
+from collections.abc import Sequence
+
+from lowbit import BlockFormat, IntFormat, ScaleFormat, block_format
+from lowbit.formats import NAMED
+from train.plot import COLORS
+
+PAIRS = (("mxint8", "mxfp8"), ("mxint6", "mxfp6"), ("mxint4", "mxfp4"), ("nvint4", "nvfp4"))
+"""Integer against float: what the INT-v-FP study compares."""
+BLOCK_SCALED = tuple(n for n, f in NAMED.items() if f.scale in (ScaleFormat.E8M0, ScaleFormat.E4M3))
+"""All named MX and NV formats."""
+
+
+def formats_called(names: Sequence[str]) -> list[BlockFormat]:
+    """The formats, in order; ValueError for a name given twice."""
+    formats = [block_format(name) for name in names]
+    twice = sorted({f.name for f in formats if formats.count(f) > 1})
+    if twice:
+        raise ValueError(f"formats given more than once: {', '.join(twice)}")
+    return formats
+
+
+def style(format: BlockFormat) -> dict[str, str]:
+    """Colour by width (FP32 and BF16 scales black), integers solid, floats dashed or dotted."""
+    variant = format.name.endswith(("e5m2", "e3m2"))
+    color = {8: COLORS[1], 6: COLORS[3], 4: COLORS[2]}.get(format.element.bits, COLORS[4])
+    if format.name not in BLOCK_SCALED:
+        color = COLORS[0]
+    if isinstance(format.element, IntFormat):
+        return {"color": color, "linestyle": "-"}
+    return {
+        "color": color,
+        "linestyle": (":" if format.element.bits == 8 else "-.") if variant else "--",
+    }

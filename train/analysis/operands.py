@@ -1,0 +1,174 @@
+"""The six operands of every linear layer, of one forward and backward pass, under many formats."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowbit import BlockFormat, Rotation, crest_factor, fake_quantize, rotate
+from train.analysis.text import Text
+
+CREST_BLOCKS = (-1, 32, 16)
+"""Block sizes of the study's crest factor table."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What to look at each operand with."""
+
+    formats: tuple[BlockFormat, ...]
+    rotations: tuple[str, ...] = ("none",)  #: `none`, `block` (of the format), or a size
+
+
+@dataclass
+class Findings:
+    """Plain rows, one a tensor and format, and one a tensor and block size."""
+
+    qsnr: list[dict[str, Any]] = field(default_factory=list)
+    crest: list[dict[str, Any]] = field(default_factory=list)
+    loss: float = 0.0
+
+
+class _Seen:
+    """A matrix, perhaps rotated, and what its statistics share."""
+
+    def __init__(self, x: Tensor, dim: int) -> None:
+        self.x, self.dim = x, dim
+        self._largest = float(x.abs().amax()) or 1.0
+        self._signal = self._energy(x)
+        self._nonzero = int(x.count_nonzero())
+        self._crests: dict[int, float] = {}
+
+    def crest(self, block: int) -> float:
+        """Mean over the blocks."""
+        if block not in self._crests:
+            self._crests[block] = float(crest_factor(self.x, block, self.dim).nanmean())
+        return self._crests[block]
+
+    def qsnr_db(self, q: Tensor) -> float:
+        """`lowbit.qsnr_db` at FP32's speed and precision; NaN for zeros."""
+        return float(-10 * (self._energy(self.x - q) / self._signal).log10())
+
+    def underflow(self, q: Tensor) -> float:
+        """`lowbit.stats.underflow_share`: no zero of x becomes another value."""
+        return (self._nonzero - int(q.count_nonzero())) / q.numel()
+
+    def _energy(self, x: Tensor) -> Tensor:
+        """In units of the largest magnitude: squares of small gradients would underflow."""
+        x = x / self._largest
+        return x.mul_(x).sum().double()
+
+
+def look_at(x: Tensor, dim: int, look: Look) -> Findings:
+    """The matrix `x` in blocks along `dim`; rows without a layer's name."""
+    found = Findings()
+    x = x.detach().float()
+    seen: dict[int, _Seen] = {}
+
+    def through(rotation: str, block: int) -> _Seen:
+        size = hadamard_size(rotation, block)
+        if size not in seen:
+            seen[size] = _Seen(rotate(x, Rotation(size), dim) if size else x, dim)
+        return seen[size]
+
+    for rotation in look.rotations:
+        for format in look.formats:
+            assert isinstance(format.block_size, int)
+            tensor = through(rotation, format.block_size)
+            q = fake_quantize(tensor.x, format, dim)
+            found.qsnr.append(
+                {
+                    "rotation": rotation, "format": str(format), "qsnr_db": tensor.qsnr_db(q),
+                    "crest": tensor.crest(format.block_size), "underflow": tensor.underflow(q),
+                }
+            )  # fmt: skip
+        for block in CREST_BLOCKS:
+            crest = through(rotation, block).crest(block)
+            found.crest.append({"rotation": rotation, "block": block, "crest": crest})
+    return found
+
+
+def hadamard_size(rotation: str, block: int) -> int:
+    """0 for none; `block` is that of the format, and 32 for whole rows, as in the study."""
+    if rotation == "block":
+        return block if block > 0 else 32
+    return 0 if rotation == "none" else int(rotation)
+
+
+class Observer:
+    """Hooks on the linear layers of a model; what flows through them is measured at once."""
+
+    def __init__(self, model: nn.Module, look: Look, patterns: Sequence[str]) -> None:
+        self.look, self.findings = look, Findings()
+        self._last: tuple[Tensor | None, dict[str, Findings]] = (None, {})
+        self._handles: list[Any] = []
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in layers):
+                raise ValueError(f"{pattern!r} matches no linear layer of {list(layers)}")
+        chosen = {n: m for n, m in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
+        for name, layer in chosen.items():
+            self._handles.append(layer.register_forward_pre_hook(self._on_input(name)))
+            self._handles.append(layer.register_full_backward_hook(self._on_grad(name)))
+        self.layers = chosen
+
+    def look_at_weights(self) -> None:
+        for name, layer in self.layers.items():
+            self._record(name, "fprop_weight", look_at(layer.weight, 1, self.look))
+            self._record(name, "dgrad_weight", look_at(layer.weight, 0, self.look))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _on_input(self, name: str) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            x = inputs[0]
+            if self._last[0] is not x:  # q, k and v read the same tensor: look once
+                matrix = x.reshape(-1, x.shape[-1])
+                both = {"fprop_input": 1, "wgrad_input": 0}
+                self._last = x, {o: look_at(matrix, dim, self.look) for o, dim in both.items()}
+            for operand, found in self._last[1].items():
+                self._record(name, operand, found)
+
+        return hook
+
+    def _on_grad(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
+            matrix = grad_output[0].reshape(-1, grad_output[0].shape[-1])
+            self._record(name, "dgrad_grad_output", look_at(matrix, 1, self.look))
+            self._record(name, "wgrad_grad_output", look_at(matrix, 0, self.look))
+
+        return hook
+
+    def _record(self, name: str, operand: str, found: Findings) -> None:
+        number = re.search(r"\d+", name)
+        where = {"layer": name, "type": name.rpartition(".")[2]}
+        where |= {"depth": int(number[0]) if number else -1, "operand": operand}  # type: ignore[dict-item]
+        self.findings.qsnr += [where | row for row in found.qsnr]
+        self.findings.crest += [where | row for row in found.crest]
+
+
+def observe(model: nn.Module, text: Text, look: Look, patterns: Sequence[str]) -> Findings:
+    """One forward and backward pass over all windows; the loss is the mean over their tokens."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model.to(device).train(False)
+    observer = Observer(model, look, patterns)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    embeddings.weight.requires_grad_(True)  # enough for gradients to flow through every layer
+    try:
+        logits = model(input_ids=text.inputs.to(device), use_cache=False).logits
+        loss = F.cross_entropy(logits.float().flatten(0, 1), text.labels.to(device).flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+    finally:
+        observer.remove()
+    observer.look_at_weights()
+    observer.findings.loss = float(loss.detach())
+    return observer.findings

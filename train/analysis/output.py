@@ -1,0 +1,94 @@
+"""How results are left behind: aligned text, CSV, JSON, figures, a self-contained page."""
+
+import base64
+import csv
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+
+def cell(value: Any) -> str:
+    """A number with four significant digits or more, anything else as it is."""
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+    return "-" if value is None else str(value)
+
+
+def aligned(rows: Sequence[Row]) -> str:
+    """A table with the keys of the first row as its head; words to the left, numbers right."""
+    head = list(rows[0])
+    cells = [head, *([cell(row[key]) for key in head] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    words = [isinstance(rows[0][key], str) for key in head]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if word else text.rjust(width)
+            for text, width, word in zip(line, widths, words, strict=True)
+        ).rstrip()
+        for line in cells
+    )
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(document: Any, path: Path) -> None:
+    """Strict JSON: what is not finite becomes null."""
+    text = json.dumps(_finite(document), indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """As PNG and SVG, the same bytes for the same content."""
+    figure.savefig(stem.with_suffix(".png"), dpi=150)
+    with matplotlib.rc_context({"svg.hashsalt": "lowbit"}):
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+
+
+def write_page(title: str, parts: Sequence[str | Sequence[Row] | Path], path: Path) -> None:
+    """One HTML file of paragraphs (str), tables (rows) and PNG pictures (paths), in order."""
+    body = "\n".join(_part(part) for part in parts)
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:1rem 0}"
+        "td,th{padding:.15rem .7rem;border-bottom:1px solid #ddd;text-align:right}"
+        "td:first-child,th:first-child{text-align:left}img{max-width:100%}"
+    )
+    path.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{style}</style><h1>{html.escape(title)}</h1>\n{body}\n</html>\n",
+        encoding="utf-8",
+    )
+
+
+def _part(part: str | Sequence[Row] | Path) -> str:
+    if isinstance(part, str):
+        return f"<p>{html.escape(part)}</p>"
+    if isinstance(part, Path):
+        data = base64.b64encode(part.read_bytes()).decode()
+        return f'<img alt="{html.escape(part.stem)}" src="data:image/png;base64,{data}">'
+    head = "".join(f"<th>{html.escape(str(key))}</th>" for key in part[0])
+    lines = (
+        "".join(f"<td>{html.escape(cell(value))}</td>" for value in row.values()) for row in part
+    )
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
