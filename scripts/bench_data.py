@@ -19,11 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data.chunks import PIECE_CHARACTERS, cut
 from data.corpus import corpus_documents
-from data.module import Batch, Share, TrainingBatches, Windows
 from data.order import BatchOrder
 from data.prepare import prepare
 from data.request import Request
@@ -50,6 +48,10 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 def bench_loader(folder: Path) -> None:
     """Training batches in one process on one thread, from the page cache."""
+    import torch  # here, since the workers of `prepare` import this file
+
+    from data.module import Batch, Share, TrainingBatches, Windows
+
     torch.set_num_threads(1)
     shards = []
     for index in range(4):

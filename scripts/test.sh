@@ -2,5 +2,6 @@
 # All tests, from a fresh clone: the fast tier, then the slow one (subprocesses, kills, two ranks).
 . "$(dirname "$0")/environment.sh" test
 
-pytest -q "$@"
+export OMP_NUM_THREADS=1  # several test processes; sums depend on the number of threads
+pytest -q -n 2 "$@"
 pytest -q -m slow "$@"

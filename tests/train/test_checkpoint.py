@@ -154,6 +154,7 @@ def folder(
         assert os.listdir(other) == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("half", [False, True])
 def test_sigkill_mid_write(half: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

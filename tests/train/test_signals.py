@@ -109,6 +109,7 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
 
 
+@pytest.mark.slow
 def test_a_second_sigint_stops_at_once() -> None:
     code = (
         "import os, signal\nfrom train.signals import StopRequest\n"
@@ -155,6 +156,7 @@ def _fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
+@pytest.mark.slow
 def test_launcher_sigkilled(tmp_path: Path) -> None:
     """A worker whose parent is gone ends by itself."""
     worker = (
