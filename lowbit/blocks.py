@@ -1,5 +1,6 @@
 """A tensor seen as blocks: each blocked axis split into (blocks, position in the block)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,5 +42,8 @@ def from_blocks(blocks: Tensor, inside: tuple[int, ...], shape: tuple[int, ...])
     for axis in reversed(inside):
         blocks = blocks.flatten(axis - 1, axis)
     for axis, size in enumerate(shape):
-        blocks = blocks.narrow(axis, 0, size)
+        if blocks.shape[axis] != size:
+            # a slice would do, but Inductor 2.13 splits a loop over part of a block wrongly: it
+            # leaves the last values of a row unwritten (try_loop_split drops the remainder)
+            blocks = blocks.index_select(axis, torch.arange(size, device=blocks.device))
     return blocks

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from data.module import TokenDataModule
+from lowbit import kernels
 from train.guards import NonFiniteError
 from train.initial import weights_hash
 from train.module import PretrainModule
@@ -66,6 +67,7 @@ class RunRecord(Callback):
             "recipe_table": [{"layer": n} | q.recipe.table() for n, q in layers.items()],
             "phases": phase_rows(module.policy, trainer.max_steps),
             "backend": sorted({layer.backend.name for layer in layers.values()}),
+            "kernels": kernels.enabled(),
             "seed": module.seed,
             "data": {
                 "path": str(data.path),
