@@ -91,7 +91,7 @@ def bench_prepare(folder: Path, cache: Path) -> None:
     ratios: dict[int, list[float]] = {workers: [] for workers in (1, os.cpu_count() or 1)}
     for repeat in range(REPEATS):
 
-        def tokenize(tokenizer: Tokenizer = replace(vocabulary).tokenizer) -> None:
+        def tokenize(tokenizer: Tokenizer = replace(vocabulary).tokenizer) -> None:  # noqa: B008
             for start in range(0, len(texts), BATCH):
                 tokenizer.encode_batch_fast(texts[start : start + BATCH])
 

@@ -8,3 +8,4 @@ lowbit sweep --out runs/quickstart \
     -c configs/model/quickstart.yaml -c configs/trainer/quickstart.yaml \
     --recipes configs/recipe/{bf16,mxint8,mxfp8}.yaml
 lowbit compare runs/quickstart
+lowbit prepare --inspect corpus/shakespeare | grep "unigram entropy"  # what a loss must lie below

@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 from transformers import LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from data.module import Windows
 from data.shards import Manifest, TokenShards
@@ -32,6 +33,7 @@ def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
     Keys are the recipes' names. Evaluated in BF16 autocast on the validation split (at most
     MAX_WINDOWS windows), as `lowbit fit` validates; paired window by window.
     """
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
     windows = _validation_windows(_config(baseline))
     losses = {}
     for run in runs:

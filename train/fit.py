@@ -6,6 +6,8 @@ import signal
 import warnings
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from train.checkpoint import read_manifest, step_of
 from train.configuration import RunCLI
 from train.module import PretrainModule
@@ -120,6 +122,7 @@ def _export(module: PretrainModule, folder: Path) -> None:
 def _quiet() -> None:
     """Lightning's advice is about choices made here on purpose."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # validation of a checkpoint needs none of what training wrote into it
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")

@@ -3,14 +3,16 @@
 import json
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.inspection import inspect
+from data.inspection import inspect, unigram_entropy
 from data.prepare import prepare
 from data.request import Request
 from data.shards import Manifest, TokenShards
@@ -136,3 +138,11 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ) -> None:
     verified_cache.parent.parent.write_text("a file where a folder should be")
     verify(folder, manifest)
+
+
+def test_unigram_entropy_is_that_of_a_plain_count(folder: Path, manifest: Manifest) -> None:
+    tokens = TokenShards(folder, manifest, "train")
+    counts = Counter(tokens.read(0, len(tokens)).tolist())
+    shares = [count / len(tokens) for count in counts.values()]
+    expected = -sum(p * log(p) for p in shares)
+    assert unigram_entropy(tokens, manifest.vocab_size) == pytest.approx(expected, abs=1e-9)

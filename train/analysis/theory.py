@@ -21,8 +21,8 @@ PUBLISHED = {"mxint8": (7.55, 31.86), "mxint6": (1.96, 31.54), "mxint4": (2.04, 
 """Crest factor and dB of each crossing, by its integer format (arXiv 2510.25602, section 4)."""
 NOTE = (
     "The theory leaves out that an E4M3 scale, rounded to nearest, can clip a block's maximum:"
-    "\nnvint8 is measured about 7 dB lower on Gaussian data. No block of g values has a crest factor"
-    " above\nsqrt(g), 5.66 for 32."
+    "\nnvint8 is measured about 7 dB lower on Gaussian data. No block of g values has a crest"
+    " factor\nabove sqrt(g), 5.66 for 32."
 )
 CRESTS = [1 + i / 50 for i in range(451)]
 
