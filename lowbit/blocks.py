@@ -39,11 +39,14 @@ def to_blocks(x: Tensor, block_size: BlockSize, dim: int) -> tuple[Tensor, tuple
 
 def from_blocks(blocks: Tensor, inside: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
     """Undo `to_blocks`: merge the split axes and drop the fill."""
-    for axis in reversed(inside):
+    for index, axis in reversed(list(enumerate(inside))):
+        size, length = blocks.shape[axis], shape[axis - 1 - index]
         blocks = blocks.flatten(axis - 1, axis)
-    for axis, size in enumerate(shape):
-        if blocks.shape[axis] != size:
-            # a slice would do, but Inductor 2.13 splits a loop over part of a block wrongly: it
-            # leaves the last values of a row unwritten (try_loop_split drops the remainder)
-            blocks = blocks.index_select(axis, torch.arange(size, device=blocks.device))
+        whole = length // size * size
+        if 0 < whole < length:
+            # one slice would do, but Inductor 2.13 runs a loop over 2.5 blocks as one over 2
+            # (try_loop_split drops the remainder), leaving the rest unwritten
+            rest = blocks.narrow(axis - 1, whole, length - whole)
+            blocks = torch.cat([blocks.narrow(axis - 1, 0, whole), rest], axis - 1)
+        blocks = blocks.narrow(axis - 1, 0, length)
     return blocks

@@ -36,9 +36,9 @@ class LiveBytes(TorchDispatchMode):
     """Bytes of the tensors that operators made and nobody has let go of, and their peak."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._live: dict[int, int] = {}
-        self.peak = 0
+        self.peak: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {

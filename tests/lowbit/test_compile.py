@@ -67,8 +67,8 @@ def test_every_format_traces_as_one_graph(format: BlockFormat, wide: Any, same_b
 
 @inductor
 def test_compiled_equals_eager(wide: Any, same_bits: Any) -> None:
-    """One of the slow test's cases, for the fast tier."""
-    _check(MXFP8, 1, _hard(wide).bfloat16(), same_bits)
+    """For the fast tier the hardest case: rows of 2.5 blocks, which Inductor 2.13 cuts to 2."""
+    _check(replace(NVFP4, block_size=32), 1, _hard(wide).bfloat16(), same_bits)
 
 
 @inductor
