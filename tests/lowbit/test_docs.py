@@ -13,5 +13,6 @@ def test_public_names_have_docstrings(name: str) -> None:
     assert inspect.getdoc(thing)
     if inspect.isclass(thing) and name != "Emulate":  # whose methods Backend documents
         members = inspect.getmembers(thing, lambda m: inspect.isfunction(m) or inspect.ismethod(m))
-        missing = [m for m, value in members if not m.startswith("_") and not inspect.getdoc(value)]
+        ours = [(m, v) for m, v in members if v.__module__.startswith("lowbit")]
+        missing = [m for m, value in ours if not m.startswith("_") and not inspect.getdoc(value)]
         assert not missing
