@@ -75,8 +75,9 @@ def test_compiled_equals_eager(wide: Any, same_bits: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ALL, ids=str)
 def test_every_format_compiled_equals_eager(format: BlockFormat, wide: Any, same_bits: Any) -> None:
+    """Both dimensions and both dtypes once: what differs in the graphs differs there."""
     x = _hard(wide)
-    for dim, values in ((0, x), (1, x), (1, x.bfloat16())):
+    for dim, values in ((0, x), (1, x.bfloat16())):
         _check(format, dim, values, same_bits)
 
 
