@@ -62,13 +62,14 @@ def quantization_error(
     (0.0625, 2, 1)
     """
     format = checked(x, format, key)
-    sums = kernels.quantization_sums(x, format, dim, key)
-    if sums is None:
-        x = x.detach().float()
-        q = fake_quantize(x, format, dim, key=key)
-        energies = (float(values.double().square().sum()) for values in (x, x - q))
-        sums = (*energies, int(x.count_nonzero()), int(q.count_nonzero()))  # type: ignore[assignment]
-    return QuantizationError(*sums, x.numel())  # type: ignore[misc]
+    done = kernels.quantization_sums(x, format, dim, key)
+    if done is not None:
+        return QuantizationError(*done, count=x.numel())
+    x = x.detach().float()
+    q = fake_quantize(x, format, dim, key=key)
+    signal, noise = (float(values.double().square().sum()) for values in (x, x - q))
+    nonzero, kept = (int(values.count_nonzero()) for values in (x, q))
+    return QuantizationError(signal, noise, nonzero, kept, x.numel())
 
 
 def crest_factor(x: Tensor, block_size: int = 32, dim: int = -1) -> Tensor:
