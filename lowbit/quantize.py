@@ -48,7 +48,7 @@ def fake_quantize(
     >>> fake_quantize(torch.tensor([1.0, 0.3, -0.004]), "mxint8")
     tensor([1.0000, 0.2969, -0.0000])
     """
-    format = _checked(x, format, key)
+    format = checked(x, format, key)
     if (done := kernels.fake_quantize(x, format, dim, key)) is not None:
         return done
     values, tensor_scale = quantize_values(x, format, dim, key=key)
@@ -65,7 +65,7 @@ def quantize_values(
     The values, code x block scale, come in FP32, or in BF16 where that loses nothing; they do not
     saturate: what rounds to 2^128 is infinite.
     """
-    format = _checked(x, format, key)
+    format = checked(x, format, key)
     if (done := kernels.quantize_values(x, format, dim, key)) is not None:
         return done
     scaled = scaled_blocks(x, format, dim)
@@ -78,7 +78,7 @@ def unclamped_codes(
     x: Tensor, format: BlockFormat, dim: int = -1, *, key: Key | None = None
 ) -> Tensor:
     """Codes as rounding leaves them, before the element's range saturates; shape of `x`."""
-    format = _checked(x, format, key)
+    format = checked(x, format, key)
     scaled = scaled_blocks(x, format, dim)
     codes = rounded(scaled, format, dim, key, clamp=False)
     return from_blocks(codes, scaled.inside, scaled.shape).reshape(x.shape)
@@ -151,7 +151,7 @@ def quantize(
     >>> q.codes.tolist(), q.scale.tolist(), q.ocp_scale().tolist()
     ([64, 19, 0], [121], [127])
     """
-    format = _checked(x, format, key)
+    format = checked(x, format, key)
     scaled = scaled_blocks(x, format, dim)
     codes = from_blocks(rounded(scaled, format, dim, key), scaled.inside, scaled.shape)
     scale = scaled.scale
@@ -170,7 +170,8 @@ def quantize(
     return QuantizedTensor(elements, stored, scaled.tensor_scale, format, dim)
 
 
-def _checked(x: Tensor, format: BlockFormat | str, key: Key | None) -> BlockFormat:
+def checked(x: Tensor, format: BlockFormat | str, key: Key | None) -> BlockFormat:
+    """The format itself; ValueError for what no format quantizes, and for a key without use."""
     if isinstance(format, str):
         format = block_format(format)
     if not x.is_floating_point():

@@ -24,6 +24,7 @@ from lowbit import (
 )
 from train.checkpoint import AtomicCheckpointIO, step_of
 from train.code_use import CodeUse
+from train.diagnostics import Diagnostics, Microscope
 from train.guards import NonFiniteReport, SpikeReport
 from train.lock import RunLock
 from train.metrics_csv import MetricsCsv
@@ -159,6 +160,12 @@ class RunCLI(LightningCLI):
                 help="When a checkpoint cannot be written: stop, or continue without it.",
             )
             parser.add_argument(
+                "--diagnostics",
+                type=Diagnostics | None,
+                default=None,
+                help="What formats do to operands and gradients while the run trains.",
+            )
+            parser.add_argument(
                 "--collective_timeout",
                 type=int,
                 default=600,
@@ -219,7 +226,10 @@ class RunCLI(LightningCLI):
         checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop)
         record = RunRecord(self.run_dir, command_line())
         report = NonFiniteReport(self.run_dir)
-        return [CodeUse(), StepMetrics(), SpikeReport(), Progress(), report, checkpoints, record]
+        plan = self.config_init["diagnostics"]
+        microscope = [Microscope(plan, self.model, self.run_dir)] if plan else []
+        ours = [StepMetrics(), SpikeReport(), Progress(), report, checkpoints, record]
+        return [CodeUse(), *microscope, *ours]
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain data."""

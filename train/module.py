@@ -120,10 +120,14 @@ class PretrainModule(LightningModule):
         self._loaded_step = checkpoint["global_step"]  # the trainer's stays 0 when it validates
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        losses = token_losses(self.model, batch)
-        loss = losses.sum() / (batch["labels"] != IGNORED_LABEL).sum()
+        loss = self.mean_loss(batch)
         self.loss_sum += loss.detach().double()
         return loss
+
+    def mean_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Over the tokens that count, nats."""
+        losses = token_losses(self.model, batch)
+        return losses.sum() / (batch["labels"] != IGNORED_LABEL).sum()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
