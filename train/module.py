@@ -23,6 +23,7 @@ from lowbit import (
     enter_phase,
     unquantized,
 )
+from train.controls import Control, SignedError, perturb, with_keys
 from train.guards import check_finite
 from train.initial import build_model
 from train.schedule import warmup_cosine
@@ -69,6 +70,7 @@ class PretrainModule(LightningModule):
         seed: int = 0,
         gradient_checkpointing: bool = False,
         validate_bf16: bool = False,
+        control: Control | None = None,
     ) -> None:
         """Args:
         llama: The architecture, with the names of transformers' LlamaConfig.
@@ -79,13 +81,20 @@ class PretrainModule(LightningModule):
         gradient_checkpointing: Keep each block's input alone and compute the rest again in the
             backward pass: less memory, the same bits.
         validate_bf16: Validate the same weights without quantization too, as val/loss_bf16.
+        control: Show the noise instead of a recipe. perturbed: initial weights plus 1e-6 of noise;
+            noise: operands plus their quantization error with a random sign.
         """
         super().__init__()
+        self.control = control
+        policy = with_keys(policy) if control == "noise" else policy
         self.policy, self.optimization = policy, optimization
         self.init_from, self.seed = init_from, seed
         self.model: LlamaForCausalLM = build_model(llama, init_from, seed)
+        if control == "perturbed":
+            perturb(self.model, seed)
         self.randomness = Randomness(seed)
-        convert_linears(self.model, policy, randomness=self.randomness)
+        backend = SignedError() if control == "noise" else None
+        convert_linears(self.model, policy, backend=backend, randomness=self.randomness)
         if gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         self._phase: Phase | None = None

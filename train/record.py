@@ -64,6 +64,7 @@ class RunRecord(Callback):
             "format_version": FORMAT_VERSION,
             "status": "running",
             "recipe": module.policy.name,
+            "control": module.control,
             "recipe_table": [{"layer": n} | q.recipe.table() for n, q in layers.items()],
             "phases": phase_rows(module.policy, trainer.max_steps),
             "backend": sorted({layer.backend.name for layer in layers.values()}),
@@ -86,9 +87,7 @@ class RunRecord(Callback):
             "world_size": trainer.world_size,
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
-            "machine": platform.machine(),
-            "commit": _commit(),
+            **code_origin(),
             "command": self._command,
         }
 
@@ -109,6 +108,12 @@ def _write(path: Path, record: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())  # or a power cut leaves an empty record under the right name
     staging.replace(path)
+
+
+def code_origin() -> dict[str, Any]:
+    """Versions, machine and commit."""
+    versions = {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES}
+    return {"versions": versions, "machine": platform.machine(), "commit": _commit()}
 
 
 def _commit() -> str | None:

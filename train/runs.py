@@ -33,7 +33,8 @@ class CastGap:
     standard_error: float
     windows: int
     tokens: int
-    kl: float | None = None
+    kl: float | None = None  # KL(baseline || recipe), nats per token
+    along: tuple[dict[str, Any], ...] = ()  # the same at each kept checkpoint, by tokens_seen
 
 
 def write_cast_gaps(folder: Path, gaps: dict[str, CastGap]) -> None:

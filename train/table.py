@@ -1,7 +1,7 @@
 """What `lowbit compare` prints: the table, the verdicts and what to know about them."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 COLUMNS = (
@@ -23,7 +23,7 @@ def terminal(result: dict[str, Any]) -> str:
     lines = [
         textwrap.fill(about, WIDTH),
         "",
-        *_aligned([COLUMNS, *(_cells(row) for row in result["runs"])]),
+        *aligned([COLUMNS, *(_cells(row) for row in result["runs"])], left=(0, 2)),
         "",
         *(sentence(pair) for pair in [*against, *rest]),
         *([""] if result["pairs"] else []),
@@ -61,8 +61,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Words to the left, numbers to the right."""
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """The columns `left` to the left, for words; the others, for numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    form = "  ".join(f"{{:{'<' if i in (0, 2) else '>'}{w}}}" for i, w in enumerate(widths))
+    form = "  ".join(f"{{:{'<' if i in left else '>'}{w}}}" for i, w in enumerate(widths))
     return [form.format(*row).rstrip() for row in rows]

@@ -9,35 +9,42 @@ from pathlib import Path
 import pytest
 
 from train.cast import cast_gaps
+from train.plan import SweepRequest
 from train.record import run_status
-from train.runs import read_cast_gaps
-from train.sweep import plan_runs
+from train.runs import read_cast_gaps, write_cast_gaps
 
 Fit = Callable[..., int]
 
 
-def test_the_plan_is_every_recipe_for_every_seed(recipes: Path) -> None:
-    plan = plan_runs(Path("out"), [recipes / "bf16.yaml", recipes / "mxint8.yaml"], [0, 3])
+def test_the_plan_is_every_recipe_for_every_seed(recipes: Path, tiny: Path) -> None:
+    files = (recipes / "bf16.yaml", recipes / "mxint8.yaml")
+    plan = SweepRequest(Path("out"), (tiny,), files, (0, 3), {}, ("--a", "1")).runs()
     assert [p.folder.name for p in plan] == ["bf16-s0", "mxint8-s0", "bf16-s3", "mxint8-s3"]
-    assert plan[3].command([Path("m.yaml")], ["--a", "1"])[-6:] == [
+    assert plan[3].command((tiny,))[-6:] == [
         *("--run_dir", "out/mxint8-s3", "--seed_everything", "3", "--a", "1")
     ]
 
 
 def test_two_recipes_of_one_name_are_refused(recipes: Path) -> None:
     with pytest.raises(ValueError, match="different names"):
-        plan_runs(Path("out"), [recipes / "bf16.yaml"] * 2, [0])
+        SweepRequest(Path("out"), (), (recipes / "bf16.yaml",) * 2, (0,), {}, ())
 
 
 def test_cast_gap(fit: Fit, tmp_path: Path) -> None:
     """The baseline against itself is exactly zero; coarser elements cost more."""
     for recipe in ("bf16", "mxint8", "mxfp8"):
-        fit(tmp_path / recipe, recipe)
+        fit(tmp_path / recipe, recipe, "--checkpoint_every", "3")
     gaps = cast_gaps(tmp_path / "bf16", [tmp_path / r for r in ("bf16", "mxint8", "mxfp8")])
     assert gaps["bf16"].mean == gaps["bf16"].standard_error == 0
     assert 0 < abs(gaps["mxint8"].mean) < 0.02
     assert gaps["mxint8"].standard_error < gaps["mxfp8"].standard_error
     assert gaps["mxfp8"].tokens == gaps["mxfp8"].windows * 32
+    assert gaps["bf16"].kl == 0 < gaps["mxint8"].kl < gaps["mxfp8"].kl < 0.01  # type: ignore[operator]
+    along = gaps["mxfp8"].along
+    assert [point["tokens_seen"] for point in along] == [3 * 8 * 32, 6 * 8 * 32]
+    assert along[-1]["mean"] == gaps["mxfp8"].mean != along[0]["mean"]
+    write_cast_gaps(tmp_path / "bf16", gaps)
+    assert read_cast_gaps(tmp_path / "bf16")["mxfp8"].kl == gaps["mxfp8"].kl
 
 
 @pytest.mark.slow
