@@ -24,7 +24,9 @@ from lowbit import (
 )
 from train.checkpoint import AtomicCheckpointIO, step_of
 from train.code_use import CodeUse
+from train.fsdp import FullySharded
 from train.guards import NonFiniteReport, SpikeReport
+from train.launch import check_launch
 from train.lock import RunLock
 from train.metrics_csv import MetricsCsv
 from train.module import PretrainModule
@@ -200,9 +202,13 @@ class RunCLI(LightningCLI):
         trainer = super().instantiate_trainer(
             logger=[board, MetricsCsv(self.run_dir, step)], plugins=[AtomicCheckpointIO()]
         )
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FullySharded):
             name = type(trainer.strategy).__name__  # it would write checkpoints past our rules
-            raise ValueError(f"trainer.strategy is {name}: expected one device, or ddp")
+            raise ValueError(
+                f"trainer.strategy is {name}: expected auto (one device), ddp or fsdp2; tensor "
+                "parallelism would cut the blocks of the formats apart"
+            )
+        check_launch(trainer)
         leave_signals_alone(trainer)
         if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes
             trainer.strategy._timeout = timedelta(seconds=self.config["collective_timeout"])

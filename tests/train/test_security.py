@@ -183,10 +183,14 @@ def test_help_and_a_bad_verb_read_nothing(capsys: Any) -> None:
     assert stop.value.code == 2
 
 
-def test_a_strategy_that_writes_its_own_checkpoints_is_refused(
-    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("sizes", [{}, {"data_parallel_size": 1, "tensor_parallel_size": 2}])
+def test_tensor_parallelism_is_refused(
+    sizes: dict[str, int], fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    strategy = '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'
+    """Lightning's ModelParallelStrategy is that by default, and writes its own checkpoints."""
+    path = "lightning.pytorch.strategies.ModelParallelStrategy"
+    strategy = json.dumps({"class_path": path, "init_args": sizes})
     assert fit(tmp_path / "run", "bf16", "--trainer.strategy", strategy) == 2
-    assert "is ModelParallelStrategy: expected one device, or ddp" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "is ModelParallelStrategy: expected auto (one device), ddp or fsdp2" in error
     assert not (tmp_path / "run").exists()
