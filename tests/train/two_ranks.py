@@ -43,8 +43,12 @@ collective_timeout: 60
 Act = Callable[[PretrainModule], Any]
 
 
-def start_rank(log: Path, rank: int, ranks: int, port: int, prepare: Act, argv: list[str]) -> int:
-    """`lowbit fit` as torchrun would start it, in a fork; its process id."""
+def start_rank(
+    log: Path, rank: int, ranks: int, port: int, prepare: Callable[[int], Any], argv: list[str]
+) -> int:
+    """`lowbit fit` as torchrun would start it, in a fork, between `prepare` and what that returns;
+    its process id.
+    """
     child = os.fork()
     if child:
         return child
@@ -56,9 +60,11 @@ def start_rank(log: Path, rank: int, ranks: int, port: int, prepare: Act, argv: 
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    prepare(rank)
+    finish = prepare(rank)
     try:
         code = main(["fit", *argv, "--trainer.devices", str(ranks)])
+        if finish is not None:
+            finish()
     except BaseException as error:
         print(repr(error))
         code = 99
@@ -101,8 +107,9 @@ class Runs:
         ranks, port = 1 if strategy == "auto" else 2, free_port()
         argv = ["-c", str(self.folder / "config.yaml"), "--trainer.strategy", strategy]
         argv += ["--data.path", str(self.tokens), "--run_dir", str(self.folder / run)]
+        argv += ["--model.gradient_checkpointing", str(strategy == "fsdp2").lower()]  # same bits
 
-        def prepare(rank: Any) -> None:
+        def prepare(rank: int) -> None:
             acts = act if rank == ranks - 1 else None
             watch(self.folder / f"{run}-{rank}.windows", acts, step)
 
