@@ -25,6 +25,7 @@ from lowbit import (
 from train.checkpoint import AtomicCheckpointIO, step_of
 from train.code_use import CodeUse
 from train.diagnostics import Diagnostics, Microscope
+from train.fsdp import FullySharded
 from train.guards import NonFiniteReport, SpikeReport
 from train.lock import RunLock
 from train.metrics_csv import MetricsCsv
@@ -32,6 +33,7 @@ from train.module import PretrainModule
 from train.names import checked_name, checked_run_dir
 from train.progress import Progress
 from train.record import RunRecord, command_line
+from train.rendezvous import check_launch
 from train.resume import choose_resume_point
 from train.saving import Checkpoints, DiskFull, SavePolicy
 from train.signals import StopRequest, leave_signals_alone, on_first_rank
@@ -207,9 +209,13 @@ class RunCLI(LightningCLI):
         trainer = super().instantiate_trainer(
             logger=[board, MetricsCsv(self.run_dir, step)], plugins=[AtomicCheckpointIO()]
         )
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FullySharded):
             name = type(trainer.strategy).__name__  # it would write checkpoints past our rules
-            raise ValueError(f"trainer.strategy is {name}: expected one device, or ddp")
+            raise ValueError(
+                f"trainer.strategy is {name}: expected auto (one device), ddp or fsdp2; tensor "
+                "parallelism would cut the blocks of the formats apart"
+            )
+        check_launch(trainer)
         leave_signals_alone(trainer)
         if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes
             trainer.strategy._timeout = timedelta(seconds=self.config["collective_timeout"])

@@ -109,7 +109,7 @@ def quantization_sums(
     """`lowbit.stats.quantization_error`'s sums in one read, or None where no kernel does it."""
     if not _covers(x, format, dim) or not x.dim():
         return None
-    return measure.quantization_sums(x, dim, Request(format, key, torch.float32, torch.float32))
+    return measure.quantization_sums(x, dim, Request(format, key, torch.float32, saturates=True))
 
 
 def crest_factors(x: Tensor, block_size: int, dim: int) -> Tensor | None:
