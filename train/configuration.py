@@ -10,7 +10,6 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from data.module import TokenDataModule
 from lowbit import (
@@ -25,7 +24,6 @@ from lowbit import (
 from train.checkpoint import AtomicCheckpointIO, step_of
 from train.code_use import CodeUse
 from train.diagnostics import Diagnostics, Microscope
-from train.fsdp import FullySharded
 from train.guards import NonFiniteReport, SpikeReport
 from train.lock import RunLock
 from train.metrics_csv import MetricsCsv
@@ -209,12 +207,6 @@ class RunCLI(LightningCLI):
         trainer = super().instantiate_trainer(
             logger=[board, MetricsCsv(self.run_dir, step)], plugins=[AtomicCheckpointIO()]
         )
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FullySharded):
-            name = type(trainer.strategy).__name__  # it would write checkpoints past our rules
-            raise ValueError(
-                f"trainer.strategy is {name}: expected auto (one device), ddp or fsdp2; tensor "
-                "parallelism would cut the blocks of the formats apart"
-            )
         check_launch(trainer)
         leave_signals_alone(trainer)
         if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes

@@ -45,12 +45,7 @@ class FullySharded(ModelParallelStrategy):
 
     def shard(self, model: LlamaForCausalLM, source: nn.Module | None) -> None:
         """Give a model on the meta device the weights that rank 0 holds in `source`, in shards."""
-        precision = str(self.precision_plugin.precision)
-        if precision not in COMPUTE_DTYPES:
-            raise ValueError(
-                f"trainer.precision={precision} with fsdp2: expected one of {[*COMPUTE_DTYPES]}"
-            )
-        mesh = self.device_mesh["data_parallel"]
+        mesh, precision = self.device_mesh["data_parallel"], str(self.precision_plugin.precision)
         shard_empty(model, mesh, self.root_device, COMPUTE_DTYPES[precision])
         scatter_weights(source, model)
 

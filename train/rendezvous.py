@@ -6,17 +6,29 @@ import socket
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.parallel import ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from train.fsdp import COMPUTE_DTYPES, FullySharded
 from train.signals import on_first_rank
 
 _GONE = re.compile("Connection (closed|reset) by peer|timed out|Timed out|Broken pipe")
 
 
 def check_launch(trainer: Trainer) -> None:
-    """Raise ValueError for a PyTorch without NCCL on GPUs, and for a rendezvous port in use."""
+    """Raise ValueError for a strategy, precision or backend that is not there, or a port in use."""
     strategy = trainer.strategy
-    if not isinstance(strategy, ParallelStrategy):
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullySharded):
+        name = type(strategy).__name__  # it would write checkpoints past our rules
+        raise ValueError(
+            f"trainer.strategy is {name}: expected auto (one device), ddp or fsdp2; tensor "
+            "parallelism would cut the blocks of the formats apart"
+        )
+    precision = str(strategy.precision_plugin.precision)
+    if isinstance(strategy, FullySharded) and precision not in COMPUTE_DTYPES:
+        raise ValueError(
+            f"trainer.precision={precision} with fsdp2: expected one of {[*COMPUTE_DTYPES]}"
+        )
+    if isinstance(strategy, SingleDeviceStrategy):
         return
     if strategy.root_device.type == "cuda" and not torch.distributed.is_nccl_available():
         raise ValueError(

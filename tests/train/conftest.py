@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+collect_ignore = ["curve.py"]  # a script beside two_ranks.py, which it imports
 BATCH, SEQ_LEN = 4, 8
 COLUMNS = "step,tokens_seen,train/loss,grad_norm,lr,tokens_per_second,val/loss,val/perplexity"
 

@@ -185,6 +185,13 @@ def test_full_to_sharded_to_full(
 
 
 @pytest.mark.slow
+def test_accumulation_needs_no_further_reductions(ranks: tuple[Path, Any]) -> None:
+    """2 steps of 2 micro-batches; groups: per block linears and norms, lm_head, embedding, norm."""
+    _, results = ranks
+    assert results["sigterm rank 1, fsdp2"]["reduced"] == 2 * (2 * 2 + 3)
+
+
+@pytest.mark.slow
 def test_a_rank_killed_in_its_sharded_save(ranks: tuple[Path, Any]) -> None:
     """The other ends, the half checkpoint is none, and the start after that goes on before it."""
     folder, results = ranks

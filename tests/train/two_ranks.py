@@ -79,6 +79,19 @@ def free_port() -> int:
     return port
 
 
+def count_reductions(file: Path) -> None:
+    """One byte for each reduce-scatter of gradients."""
+    original = torch.distributed.reduce_scatter_single
+    file.touch()
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        with file.open("a") as out:
+            out.write(".")
+        return original(*args, **kwargs)
+
+    torch.distributed.reduce_scatter_single = counting
+
+
 def watch(seen: Path, act: Act | None, step: int) -> None:
     """Write down each micro-batch's windows; act in the first micro-batch of this step."""
     original = PretrainModule.training_step
@@ -111,6 +124,7 @@ class Runs:
 
         def prepare(rank: int) -> None:
             acts = act if rank == ranks - 1 else None
+            count_reductions(self.folder / f"{run}-{rank}.reduced")
             watch(self.folder / f"{run}-{rank}.windows", acts, step)
 
         logs = [self.folder / f"{run}-{rank}.log" for rank in range(ranks)]
@@ -127,6 +141,7 @@ class Runs:
             "codes": codes,
             "windows": {number: sorted(ids) for number, ids in windows.items()},
             "newest": saved[-1].name if saved else None,
+            "reduced": (self.folder / f"{run}-0.reduced").stat().st_size,
             "files": sorted(p.name for p in saved[-1].iterdir()) if saved else [],
             "log": logs[0].read_text()[-5000:],
         }
