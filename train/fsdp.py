@@ -17,7 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from train.sharded import load_sharded, save_sharded
 
-COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "32-true": None}  # of precision; None: as stored
+# of precision; None: gathered as stored
+COMPUTE_DTYPES: dict[Any, torch.dtype | None] = {"bf16-mixed": torch.bfloat16, "32-true": None}
 
 
 class FullySharded(ModelParallelStrategy):
@@ -45,8 +46,13 @@ class FullySharded(ModelParallelStrategy):
 
     def shard(self, model: LlamaForCausalLM, source: nn.Module | None) -> None:
         """Give a model on the meta device the weights that rank 0 holds in `source`, in shards."""
-        mesh, precision = self.device_mesh["data_parallel"], str(self.precision_plugin.precision)
-        shard_empty(model, mesh, self.root_device, COMPUTE_DTYPES[precision])
+        mesh, dtype = (
+            self.device_mesh["data_parallel"],
+            COMPUTE_DTYPES[self.precision_plugin.precision],
+        )
+        if model.model.layers[0]._compiled_call_impl is not None:
+            dtype = None  # gathers within a block would cut its graph into pieces
+        shard_empty(model, mesh, self.root_device, dtype)
         scatter_weights(source, model)
 
     # The state has the names and the nesting that it has without shards; see train/sharded.py.
@@ -93,7 +99,8 @@ def shard_empty(
 
     Weights are FP32, gradients are reduced in FP32. Those of linear layers are gathered in the
     compute dtype, to which autocast would round them anyway; the others (embedding, norms) in FP32,
-    as one process has them. Quantization sees the gathered weight.
+    as one process has them, and so are all where `compute_dtype` is None. Quantization sees the
+    gathered weight.
     """
     with torch.device("cpu"):  # its bits too are those of one process
         model.model.rotary_emb = LlamaRotaryEmbedding(model.config)
@@ -104,8 +111,9 @@ def shard_empty(
     linear = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
     other = MixedPrecisionPolicy(None, torch.float32, cast_forward_inputs=False)
     for block in model.model.layers:
-        linears: list[nn.Module] = [m for m in block.modules() if isinstance(m, nn.Linear)]
-        fully_shard(linears, mesh=mesh, mp_policy=linear)
+        if compute_dtype is not None:
+            linears: list[nn.Module] = [m for m in block.modules() if isinstance(m, nn.Linear)]
+            fully_shard(linears, mesh=mesh, mp_policy=linear)
         fully_shard(block, mesh=mesh, mp_policy=other)
     if not model.config.tie_word_embeddings:  # one parameter belongs to one group
         fully_shard(model.lm_head, mesh=mesh, mp_policy=linear)
