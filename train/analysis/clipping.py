@@ -36,8 +36,8 @@ class Size:
     blocks: tuple[int, ...]
 
 
-FAST = Size(hidden=64, layers=2, steps=40, seeds=2, blocks=(32,))
-FULL = Size(hidden=128, layers=2, steps=150, seeds=4, blocks=(32, 128, -1))
+FAST = Size(hidden=64, layers=2, steps=25, seeds=2, blocks=(32,))
+FULL = Size(hidden=128, layers=2, steps=80, seeds=3, blocks=(32, 128, -1))
 BATCH, SEQ_LEN, LAST = 8, 64, 10  # sequences, their length, steps averaged at the end
 
 
@@ -58,7 +58,7 @@ def clipping_claims(size: Size) -> Iterator[Claim]:
             f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]",
             resolved and bool(found.mean > 0) == worse,
             f"95 % interval over {size.seeds} paired seeds of a model {size.hidden} wide after"
-            f" {size.steps} steps; 145M on 20B tokens there{'' if resolved else ': not resolved here'}",
+            f" {size.steps} steps{'' if resolved else ': not resolved'}; 145M on 20B tokens there",
         )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def _final_loss(size: Size, block: int, symmetric: bool, seed: int) -> float:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=256, hidden_size=size.hidden, intermediate_size=3 * size.hidden,
-        num_hidden_layers=size.layers, num_attention_heads=4, num_key_value_heads=2,
+        num_hidden_layers=size.layers, num_attention_heads=4, num_key_value_heads=4,
         max_position_embeddings=SEQ_LEN, use_cache=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)

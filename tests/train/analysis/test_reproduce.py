@@ -55,7 +55,7 @@ def test_a_difference_without_a_reason_is_refused() -> None:
 
 
 def test_the_report_holds_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    claims = [*formats(), *clipping_claims(Size(32, 1, 2, 2, (32,)))]
+    claims = [*formats(), *clipping_claims(Size(64, 1, 2, 2, (32,)))]
     measured = study(4096)
     args = argparse.Namespace(out=tmp_path / "out", fast=True, model="none")
     _report(args, claims, measured, {"all": 1.0})
