@@ -171,7 +171,7 @@ class RunCLI(LightningCLI):
                 default=600,
                 help="Seconds that a rank waits for the others before it gives up.",
             )
-        else:
+        elif self._verb == "validate":
             parser.add_argument(
                 "--checkpoint", type=str | None, default=None, help="Whose weights to validate."
             )
