@@ -143,7 +143,7 @@ def test_windows_layers_and_operands_choose(fit: Fit, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--diagnostics.layers", "['*nothing']"), "'\\*nothing' matches none of"),
+        (("--diagnostics.layers", "['*nothing']"), "'\\*nothing' matches no linear layer"),
         (("--diagnostics.operands", "['fprop']"), "'fprop' matches none of"),
         (("--diagnostics.every_n_steps", "0"), "every_n_steps=0"),
         (("--diagnostics.windows", "[[3, 4]]"), "3 to 4 holds no multiple"),
