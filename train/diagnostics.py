@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 from lowbit import BlockFormat, QuantRecipe, unquantized
 from lowbit.gradient_stats import STATISTICS, gradient_error
 from lowbit.recipe import OPERANDS
+from train.analysis.operands import chosen_linears, place_of
 from train.diagnostics_store import DiagnosticsStore, Rows
 from train.module import PretrainModule
-from train.probe import Probe, place_of
+from train.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,10 @@ class Diagnostics:
 
     def chosen_layers(self, model: nn.Module) -> dict[str, nn.Linear]:
         """By name; ValueError for a pattern that matches none."""
-        linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        for pattern in self.layers:
-            if not any(fnmatchcase(name, pattern) for name in linears):
-                raise ValueError(f"diagnostics.layers: {pattern!r} matches none of {[*linears]}")
-        chosen = (n for n in linears if any(fnmatchcase(n, pattern) for pattern in self.layers))
-        return {name: linears[name] for name in chosen}
+        try:
+            return chosen_linears(model, self.layers)
+        except ValueError as error:
+            raise ValueError(f"diagnostics.layers: {error}") from None
 
     @property
     def chosen_operands(self) -> tuple[str, ...]:

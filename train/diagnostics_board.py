@@ -14,12 +14,16 @@ from lowbit.recipe import OPERANDS
 from train.diagnostics_store import Rows
 from train.probe import BINS, LARGEST_CREST
 
+IMAGES_EVERY = 10
+"""Of the looks: drawing takes as long as measuring a small model; the Parquet files have each."""
+
 
 class Board:
     """Writes to one SummaryWriter."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
+        self._looks = 0
         self._heats: dict[str, Heat] = {}
 
     def show(self, step: int, tables: Mapping[str, Rows], histograms: Mapping[str, Tensor]) -> None:
@@ -33,6 +37,11 @@ class Board:
             self._add_mean(f"diagnostics_gradients/{statistic}", gradients, statistic, step)
         for operand, counts in histograms.items():
             self._add_histogram(f"diagnostics_crest/{operand}/block_32", counts, step)
+        if self._looks % IMAGES_EVERY == 0:
+            self._draw(step, operands, gradients)
+        self._looks += 1
+
+    def _draw(self, step: int, operands: Rows, gradients: Rows) -> None:
         for (format,), rows in _grouped(operands, "format").items():
             image = self._heat(f"QSNR of {format} (dB)", rows).draw(rows, "qsnr_db", step)
             self._writer.add_image(f"diagnostics_qsnr_db/{format}", image, step, dataformats="HWC")

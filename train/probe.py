@@ -1,6 +1,5 @@
 """Hooks on linear layers that measure the six operands as their GEMMs receive them."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +12,11 @@ from lowbit import BlockFormat, QuantLinear, crest_factor, rotate
 from lowbit.linear import LayerNumerics
 from lowbit.recipe import OPERANDS
 from lowbit.stats import QuantizationError, quantization_error
+from train.analysis.operands import place_of
 
 BINS = 64  # of a histogram of crest factors at blocks of 32, which lie between 1 and sqrt(32)
 LARGEST_CREST = 32**0.5
 BLOCKED_AXIS = dict(zip(OPERANDS, (1, 1, 1, 0, 0, 0), strict=True))
-
-
-def place_of(layer: str) -> dict[str, Any]:
-    """Where a layer is in the model, by its name; depth -1 without a number."""
-    number = re.search(r"\d+", layer)
-    depth = int(number[0]) if number else -1
-    return {"layer": layer, "type": layer.rpartition(".")[2], "depth": depth}
 
 
 @dataclass(frozen=True)

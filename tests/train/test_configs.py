@@ -32,6 +32,12 @@ def test_every_configuration_parses(recipe: Path, model: Path, trainer: Path) ->
     assert cli.config.model.policy.name == recipe.stem
 
 
+def test_the_microscope_parses() -> None:
+    path = CONFIGS / "diagnostics/microscope.yaml"
+    cli = Parsed("fit", ["-c", str(MODELS[-1]), "-c", str(RECIPES[0]), "-c", str(path)])
+    assert [str(format) for format in cli.config_init.diagnostics.formats] == ["mxfp8", "mxint4"]
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_formats_survive_being_written(recipe: Path) -> None:
     cli = Parsed("fit", ["-c", str(MODELS[-1]), "-c", str(recipe)])

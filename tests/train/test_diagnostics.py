@@ -94,31 +94,35 @@ def test_the_run_does_not_notice(
     assert all(math.isfinite(row["qsnr_db"]) for row in read(tmp_path / "on", "operands"))
 
 
-def test_off_means_no_hook(fit: Fit, tmp_path: Path, on_micro_batch: Callable[..., None]) -> None:
+@pytest.mark.parametrize("plan", [(), PLAN], ids=["off", "between looks"])
+def test_no_hook_where_nothing_is_looked_at(
+    fit: Fit, tmp_path: Path, on_micro_batch: Callable[..., None], plan: tuple[str, ...]
+) -> None:
     hooks: list[int] = []
 
     def count(module: PretrainModule) -> None:
-        assert not any(isinstance(c, Microscope) for c in module.trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks = module.trainer.callbacks  # type: ignore[attr-defined]
+        assert any(isinstance(callback, Microscope) for callback in callbacks) == bool(plan)
         for layer in module.model.modules():
             hooks.append(len(layer._forward_hooks) + len(layer._backward_hooks))
 
-    on_micro_batch(1, count)
-    assert fit(tmp_path / "run", "mxint8", "--trainer.max_steps", "2") == 0
+    on_micro_batch(2, count)  # of step 3: step 2 has been looked at
+    assert fit(tmp_path / "run", "mxint8", *plan, "--trainer.max_steps", "3") == 0
     assert hooks and set(hooks) == {0}
 
 
 def test_a_resume_cuts_back_and_goes_on(fit: Fit, tmp_path: Path) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    often = ("--checkpoint_every", "3")
-    assert fit(whole, "mxint8", *PLAN, *often) == 0
+    stopped, often = tmp_path / "stopped", ("--checkpoint_every", "3")
     assert fit(stopped, "mxint8", *PLAN, *often) == 0
+    whole = {table: read(stopped, table) for table in ("operands", "gradients")}
     later = stopped / "checkpoints/step-00000003"
-    (stopped / "diagnostics/operands-00000006.tmp").write_text("half")
+    for name in ("operands-00000099.tmp", "operands-00000099.parquet"):  # of a longer run, killed
+        (stopped / "diagnostics" / name).write_text("half")
     assert fit(stopped, "mxint8", *PLAN, *often, "--resume", str(later)) == 0
     assert not list((stopped / "diagnostics").glob("*.tmp"))
-    for table in ("operands", "gradients"):
-        assert {row["step"] for row in read(stopped, table)} == {2, 4, 6}
-        assert read(stopped, table) == read(whole, table)
+    for table, rows in whole.items():
+        assert {row["step"] for row in rows} == {2, 4, 6}
+        assert read(stopped, table) == rows
 
 
 def test_windows_layers_and_operands_choose(fit: Fit, tmp_path: Path) -> None:
@@ -143,7 +147,7 @@ def test_windows_layers_and_operands_choose(fit: Fit, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--diagnostics.layers", "['*nothing']"), "'\\*nothing' matches none of"),
+        (("--diagnostics.layers", "['*nothing']"), "'\\*nothing' matches no linear layer"),
         (("--diagnostics.operands", "['fprop']"), "'fprop' matches none of"),
         (("--diagnostics.every_n_steps", "0"), "every_n_steps=0"),
         (("--diagnostics.windows", "[[3, 4]]"), "3 to 4 holds no multiple"),

@@ -164,14 +164,15 @@ def energy_and_area() -> Iterator[Claim]:
     for what, published in PUBLISHED_COST.items():
         order = sorted(published, key=published.__getitem__)
         yield Claim(
-            "cost model (Sec. 1.9)", f"{what}: order, below MXFP8 = 1",
+            "cost model (Sec. 6)", f"{what}: order, below MXFP8 = 1",
             " < ".join(order), " < ".join(sorted(published, key=found.__getitem__)),
             sorted(published, key=found.__getitem__) == order and max(found.values()) == 1,
         )  # fmt: skip
-        for name, value in published.items():
-            yield Claim(
-                "cost model (Sec. 1.9)", f"{what} of {name}, MXFP8 = 1", f"{value:.2f}",
-                f"{found[name]:.2f}", abs(found[name] - value) < 0.02,
-                "the study's formulas with all cells alike: its cell factors, FP32 accumulator and"
-                " dequantizer are not published in a form we have",
-            )  # fmt: skip
+        worst = max(abs(found[name] - value) for name, value in published.items())
+        yield Claim(
+            "cost model (Sec. 6)", f"{what}, MXFP8 = 1: {' / '.join(published)}",
+            " / ".join(f"{value:.2f}" for value in published.values()),
+            " / ".join(f"{found[name]:.2f}" for name in published), worst < 0.02,
+            "the study's cell counts, with all cells alike and no accumulator or dequantizer: their"
+            " cost per cell is not published in a form we have",
+        )  # fmt: skip

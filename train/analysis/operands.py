@@ -74,6 +74,22 @@ def hadamard_size(rotation: str, block: int) -> int:
     return 0 if rotation == "none" else int(rotation)
 
 
+def place_of(layer: str) -> dict[str, Any]:
+    """Where a layer is in the model, by its name; depth -1 without a number."""
+    number = re.search(r"\d+", layer)
+    depth = int(number[0]) if number else -1
+    return {"layer": layer, "type": layer.rpartition(".")[2], "depth": depth}
+
+
+def chosen_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
+    """The linear layers that a glob names; ValueError for one that names none."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise ValueError(f"{pattern!r} matches no linear layer of {list(layers)}")
+    return {n: m for n, m in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
+
+
 class Observer:
     """Hooks on the linear layers of a model; what flows through them is measured at once."""
 
@@ -81,15 +97,10 @@ class Observer:
         self.look, self.findings = look, Findings()
         self._last: tuple[Tensor | None, dict[str, Findings]] = (None, {})
         self._handles: list[Any] = []
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in layers):
-                raise ValueError(f"{pattern!r} matches no linear layer of {list(layers)}")
-        chosen = {n: m for n, m in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
-        for name, layer in chosen.items():
+        self.layers = chosen_linears(model, patterns)
+        for name, layer in self.layers.items():
             self._handles.append(layer.register_forward_pre_hook(self._on_input(name)))
             self._handles.append(layer.register_full_backward_hook(self._on_grad(name)))
-        self.layers = chosen
 
     def look_at_weights(self) -> None:
         for name, layer in self.layers.items():
@@ -121,28 +132,31 @@ class Observer:
         return hook
 
     def _record(self, name: str, operand: str, found: Findings) -> None:
-        number = re.search(r"\d+", name)
-        where = {"layer": name, "type": name.rpartition(".")[2]}
-        where |= {"depth": int(number[0]) if number else -1, "operand": operand}  # type: ignore[dict-item]
+        where = place_of(name) | {"operand": operand}
         self.findings.qsnr += [where | row for row in found.qsnr]
         self.findings.crest += [where | row for row in found.crest]
 
 
 def observe(model: nn.Module, text: Text, look: Look, patterns: Sequence[str]) -> Findings:
     """One forward and backward pass over all windows; the loss is the mean over their tokens."""
+    observer = Observer(model, look, patterns)
+    try:
+        observer.findings.loss = backward_pass(model, text)
+    finally:
+        observer.remove()
+    observer.look_at_weights()
+    return observer.findings
+
+
+def backward_pass(model: nn.Module, text: Text) -> float:
+    """Forward and backward over all windows, for hooks to see; the mean loss, nats per token."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model.to(device).train(False)
-    observer = Observer(model, look, patterns)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     embeddings.weight.requires_grad_(True)  # enough for gradients to flow through every layer
-    try:
-        logits = model(input_ids=text.inputs.to(device), use_cache=False).logits
-        loss = F.cross_entropy(logits.float().flatten(0, 1), text.labels.to(device).flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-    finally:
-        observer.remove()
-    observer.look_at_weights()
-    observer.findings.loss = float(loss.detach())
-    return observer.findings
+    logits = model(input_ids=text.inputs.to(device), use_cache=False).logits
+    loss = F.cross_entropy(logits.float().flatten(0, 1), text.labels.to(device).flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())

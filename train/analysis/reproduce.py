@@ -70,7 +70,7 @@ def _report(
     head = (
         f"{STUDY}: {agree} of {len(claims)} rows agree, {len(claims) - agree} differ;"
         f" {'fast' if args.fast else 'full'}, model {args.model},"
-        f" {torch.get_num_threads()} threads, {sum(seconds.values()):.0f} s"
+        f" threads: {torch.get_num_threads()}, {sum(seconds.values()):.0f} s"
     )
     title = "NVINT8 study: nothing is published to compare it with. MSE of values over their RMS"
     args.out.mkdir(parents=True, exist_ok=True)
