@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from train.behaviour import behaviour, common_target
+from train.branch_set import find_branches, read_branches
 from train.gaps import MIN_UNITS, RULE, Pair, compare_pair, matched
 from train.pairing import FIELDS, check_pairing
 from train.runs import SMOOTHING, CastGap, Run, read_cast_gaps, read_runs
@@ -50,8 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    runs = read_runs(args.runs)
+    branches = [found for path in args.runs for found in find_branches(path)]
+    folders = [path for path in args.runs if read_branches(path) is None]
+    if not folders:
+        raise ValueError("branches alone: give the runs, or the sweep, that they belong to as well")
+    runs = read_runs(folders)
     result = compare(runs, check_pairing(runs, args.allow))
+    result["branches"] = [found.document(path) for path, found in branches]
     if (args.assert_equal or args.max_gap is not None) and not result["pairs"]:
         raise ValueError(f"a bound needs a recipe beside the baseline {result['baseline']}")
     allow, out = (["--allow", *args.allow], ["--out", args.out])
@@ -61,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     failures += [*unequal(runs)] if args.assert_equal else []
     from train.report import write_report  # matplotlib takes its time
 
-    first = args.runs[0]
+    first = folders[0]
     folder = args.out or (first.resolve().parent if first == runs[0].path else first) / "compare"
     write_report(result, runs, folder)
     print(f"{terminal(result)}\n\nreport: {folder / 'report.html'}")
@@ -77,18 +84,24 @@ def compare(runs: list[Run], allowed: Collection[str] = ()) -> dict[str, Any]:
         groups.setdefault(one.label, {})[one.seed] = one
     baseline = groups[runs[0].label]
     casts = {seed: _cast_gaps(one, runs) for seed, one in baseline.items()}
-    rows = [_row(one, baseline.get(one.seed), casts.get(one.seed, {})) for one in runs]
+    target = common_target(runs)
+    rows = [
+        _row(one, baseline.get(one.seed), casts.get(one.seed, {})) | behaviour(one, target)
+        for one in runs
+    ]
     pairs = [compare_pair(a, b) for a, b in combinations(groups.values(), 2)]
     return {
         "format_version": 1,
         "baseline": runs[0].label,
         "smoothing": SMOOTHING,
+        "target": target,
         "rule": RULE,
         "notes": _notes(runs, baseline, pairs, casts),
         "allowed": list(allowed),
         "runs": rows,
         "recipes": [_recipe(group) for group in groups.values()],
         "pairs": [asdict(pair) for pair in pairs],
+        "branches": [],
     }
 
 

@@ -113,6 +113,12 @@ class Run:
         return self.metrics["tokens_seen"][keep], self.metrics[column][keep]
 
 
+def run_status(folder: Path) -> str | None:
+    """One of STATUSES; None where no run was begun."""
+    path = folder / "run.json"
+    return _read_json(path)["status"] if path.exists() else None
+
+
 def read_run(path: Path) -> Run:
     info = _read_info(path)
     return Run(path, info, _read_metrics(path / "metrics.csv", info["status"]))
