@@ -178,7 +178,7 @@ def test_a_sweep_killed_twice_gives_the_table_of_one_that_was_not(
 ) -> None:
     """The unkilled one runs in this process; kills hit the sweep, and must reach its runs."""
     recipe_files = [str(recipes / f"{name}.yaml") for name in ("bf16", "mxint8")]
-    settings = ["--trainer.max_steps", "60", "--checkpoint_every", "5"]
+    settings = ["--trainer.max_steps", "20", "--checkpoint_every", "2"]
     settings += ["--data.path", str(tiny_data)]
     command = [
         *(sys.executable, "-P", "-m", "train.cli", "sweep", "--out", "killed", "-c", str(tiny)),
