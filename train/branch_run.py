@@ -33,6 +33,7 @@ class Place:
     global_step: int
     world_size: int = 1
     global_rank: int = 0
+    is_global_zero: bool = True
     loggers: tuple[Any, ...] = ()
 
 
@@ -98,6 +99,7 @@ class Continuation:
     def _restore(self, module: PretrainModule) -> torch.optim.Optimizer:
         self._place.global_step = self._first
         module.trainer = self._place  # type: ignore[assignment]  # it stands in for one
+        module.configure_model()
         module.load_state_dict(self._state["state_dict"])
         if module.control == "perturbed":
             perturb(module.model, self._seed)
@@ -132,6 +134,7 @@ class Continuation:
     def _validate(self, module: PretrainModule, judge: PretrainModule) -> float:
         self._place.global_step = self._first + self._horizon
         judge.trainer = self._place  # type: ignore[assignment]  # it stands in for one
+        judge.configure_model()
         judge.load_state_dict(module.state_dict())
         judge.to(self._device).eval()
         for index, batch in enumerate(self._validation):

@@ -23,7 +23,7 @@ from data.verify import verify
 from lowbit import Randomness, convert_linears
 from train.checkpoint import complete_checkpoints, load_state, step_of
 from train.configuration import read_policy
-from train.initial import build_model
+from train.initial import empty_model, random_model
 from train.runs import CastGap
 
 MAX_WINDOWS = 1024
@@ -61,7 +61,7 @@ class _Models:
         self, llama: LlamaConfig, config: dict[str, Any], sections: Sequence[dict[str, Any]]
     ) -> None:
         seed = config["seed_everything"]
-        self._weights = build_model(llama, None, seed)
+        self._weights = random_model(empty_model(llama).config, seed)
         self._own = read_policy(config["model"]["policy"]).name
         self._models: dict[str, Any] = {}
         for section in [config["model"], *sections]:

@@ -15,6 +15,7 @@ VERBS = {
     "analyze": "QSNR and crest factors of a model's operands",
     "eval": "perplexity and KL of a trained model cast into formats",
     "theory": "QSNR against crest factor, in theory and on random numbers",
+    "reproduce": "the study's published results against measured ones",
 }
 _MODULES = {
     "prepare": "data.prepare",
@@ -24,6 +25,7 @@ _MODULES = {
     "analyze": "train.analysis.analyze",
     "eval": "train.analysis.evaluate",
     "theory": "train.analysis.theory",
+    "reproduce": "train.analysis.reproduce",
 }
 EXIT_CODES = (
     "exit codes: 0 done, 1 a bound of compare exceeded, 2 bad input, 3 not finite; "

@@ -10,7 +10,6 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from data.module import TokenDataModule
 from lowbit import (
@@ -24,6 +23,7 @@ from lowbit import (
 )
 from train.checkpoint import AtomicCheckpointIO, step_of
 from train.code_use import CodeUse
+from train.diagnostics import Diagnostics, Microscope
 from train.guards import NonFiniteReport, SpikeReport
 from train.lock import RunLock
 from train.metrics_csv import MetricsCsv
@@ -31,6 +31,7 @@ from train.module import PretrainModule
 from train.names import checked_name, checked_run_dir
 from train.progress import Progress
 from train.record import RunRecord, command_line
+from train.rendezvous import check_launch
 from train.resume import choose_resume_point
 from train.saving import Checkpoints, DiskFull, SavePolicy
 from train.signals import StopRequest, leave_signals_alone, on_first_rank
@@ -168,6 +169,12 @@ class RunCLI(LightningCLI):
                 help="When a checkpoint cannot be written: stop, or continue without it.",
             )
             parser.add_argument(
+                "--diagnostics",
+                type=Diagnostics | None,
+                default=None,
+                help="What formats do to operands and gradients while the run trains.",
+            )
+            parser.add_argument(
                 "--collective_timeout",
                 type=int,
                 default=600,
@@ -209,9 +216,7 @@ class RunCLI(LightningCLI):
         trainer = super().instantiate_trainer(
             logger=[board, MetricsCsv(self.run_dir, step)], plugins=[AtomicCheckpointIO()]
         )
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            name = type(trainer.strategy).__name__  # it would write checkpoints past our rules
-            raise ValueError(f"trainer.strategy is {name}: expected one device, or ddp")
+        check_launch(trainer)
         leave_signals_alone(trainer)
         if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes
             trainer.strategy._timeout = timedelta(seconds=self.config["collective_timeout"])
@@ -228,7 +233,10 @@ class RunCLI(LightningCLI):
         checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop)
         record = RunRecord(self.run_dir, command_line())
         report = NonFiniteReport(self.run_dir)
-        return [CodeUse(), StepMetrics(), SpikeReport(), Progress(), report, checkpoints, record]
+        plan = self.config_init["diagnostics"]
+        microscope = [Microscope(plan, self.model, self.run_dir)] if plan else []
+        ours = [StepMetrics(), SpikeReport(), Progress(), report, checkpoints, record]
+        return [CodeUse(), *microscope, *ours]
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain data."""

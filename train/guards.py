@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from train.behaviour import SPIKE_DEVIATIONS, SPIKE_MARGIN, SPIKE_MIN_STEPS, SPIKE_WINDOW
 
@@ -72,20 +73,30 @@ class NonFiniteReport(Callback):
 def _first_non_finite(
     module: "PretrainModule | Any", batches: list[Mapping[str, Tensor]]
 ) -> dict[str, Any] | None:
-    """In the order of cause and effect: a parameter, an output of the forward pass, a gradient."""
+    """In the order of cause and effect: a parameter, an output of the forward pass, a gradient.
+
+    Every micro-batch is run again, whatever was found before: all ranks must gather sharded weights
+    equally often. Of sharded tensors each rank looks at its own part.
+    """
     model = module.model
+    found: list[dict[str, Any]] = []
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            return {"tensor": "parameter", "layer": name}
+        if not _finite(parameter):
+            found.append({"tensor": "parameter", "layer": name})
     for index, batch in enumerate(batches):
         with module.trainer.precision_plugin.forward_context():
             layer = _first_bad_output(model, batch)
         if layer is not None:
-            return {"tensor": "output", "layer": layer, "micro_batch": index}
+            found.append({"tensor": "output", "layer": layer, "micro_batch": index})
     for name, parameter in reversed(list(model.named_parameters())):  # backward starts at the end
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return {"tensor": "gradient", "layer": name}
-    return None
+        if parameter.grad is not None and not _finite(parameter.grad):
+            found.append({"tensor": "gradient", "layer": name})
+    return found[0] if found else None
+
+
+def _finite(tensor: Tensor) -> bool:
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return bool(own.isfinite().all())
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from data.module import TokenDataModule
 from lowbit import kernels
 from train.guards import NonFiniteError
-from train.initial import weights_hash
 from train.module import PretrainModule
 from train.recipe_table import phase_rows
 from train.runs import run_status as run_status
@@ -75,7 +74,7 @@ class RunRecord(Callback):
             },
             "model": module.model.config.to_dict(),
             "parameters": sum(p.numel() for p in module.parameters()),
-            "initial_weights": weights_hash(module.model),
+            "initial_weights": module.initial_weights,
             "init_from": module.init_from,
             "max_steps": trainer.max_steps,
             "precision": str(trainer.precision),

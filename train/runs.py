@@ -48,7 +48,10 @@ def read_cast_gaps(folder: Path) -> dict[str, CastGap]:
     if not path.exists():
         return {}
     try:
-        return {recipe: CastGap(**gap) for recipe, gap in _read_json(path).items()}
+        return {
+            recipe: CastGap(**gap | {"along": tuple(gap.get("along", ()))})
+            for recipe, gap in _read_json(path).items()
+        }
     except TypeError as error:
         raise ValueError(f"{path}: not a cast gap: {error}") from None
 

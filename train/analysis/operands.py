@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit import BlockFormat, Rotation, crest_factor, fake_quantize, rotate
+from lowbit import BlockFormat, Rotation, crest_factor, rotate
+from lowbit.stats import quantization_error
 from train.analysis.text import Text
 
 CREST_BLOCKS = (-1, 32, 16)
@@ -34,61 +35,34 @@ class Findings:
     loss: float = 0.0
 
 
-class _Seen:
-    """A matrix, perhaps rotated, and what its statistics share."""
-
-    def __init__(self, x: Tensor, dim: int) -> None:
-        self.x, self.dim = x, dim
-        self._largest = float(x.abs().amax()) or 1.0
-        self._signal = self._energy(x)
-        self._nonzero = int(x.count_nonzero())
-        self._crests: dict[int, float] = {}
-
-    def crest(self, block: int) -> float:
-        """Mean over the blocks."""
-        if block not in self._crests:
-            self._crests[block] = float(crest_factor(self.x, block, self.dim).nanmean())
-        return self._crests[block]
-
-    def qsnr_db(self, q: Tensor) -> float:
-        """`lowbit.qsnr_db` at FP32's speed and precision; NaN for zeros."""
-        return float(-10 * (self._energy(self.x - q) / self._signal).log10())
-
-    def underflow(self, q: Tensor) -> float:
-        """`lowbit.stats.underflow_share`: no zero of x becomes another value."""
-        return (self._nonzero - int(q.count_nonzero())) / q.numel()
-
-    def _energy(self, x: Tensor) -> Tensor:
-        """In units of the largest magnitude: squares of small gradients would underflow."""
-        x = x / self._largest
-        return x.mul_(x).sum().double()
-
-
 def look_at(x: Tensor, dim: int, look: Look) -> Findings:
     """The matrix `x` in blocks along `dim`; rows without a layer's name."""
     found = Findings()
-    x = x.detach().float()
-    seen: dict[int, _Seen] = {}
+    turned: dict[int, Tensor] = {0: x.detach()}
+    crests: dict[tuple[int, int], float] = {}
 
-    def through(rotation: str, block: int) -> _Seen:
+    def through(rotation: str, block: int) -> tuple[Tensor, float]:
+        """The rotated matrix, and the mean of its crest factors."""
         size = hadamard_size(rotation, block)
-        if size not in seen:
-            seen[size] = _Seen(rotate(x, Rotation(size), dim) if size else x, dim)
-        return seen[size]
+        if size not in turned:
+            turned[size] = rotate(turned[0], Rotation(size), dim)
+        if (size, block) not in crests:
+            crests[size, block] = float(crest_factor(turned[size], block, dim).nanmean())
+        return turned[size], crests[size, block]
 
     for rotation in look.rotations:
         for format in look.formats:
             assert isinstance(format.block_size, int)
-            tensor = through(rotation, format.block_size)
-            q = fake_quantize(tensor.x, format, dim)
+            tensor, crest = through(rotation, format.block_size)
+            error = quantization_error(tensor, format, dim)
             found.qsnr.append(
                 {
-                    "rotation": rotation, "format": str(format), "qsnr_db": tensor.qsnr_db(q),
-                    "crest": tensor.crest(format.block_size), "underflow": tensor.underflow(q),
+                    "rotation": rotation, "format": str(format), "qsnr_db": error.qsnr_db,
+                    "crest": crest, "underflow": error.underflow_share,
                 }
             )  # fmt: skip
         for block in CREST_BLOCKS:
-            crest = through(rotation, block).crest(block)
+            crest = through(rotation, block)[1]
             found.crest.append({"rotation": rotation, "block": block, "crest": crest})
     return found
 
