@@ -9,16 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from data.module import TokenDataModule
 from lowbit import Randomness
 from train.checkpoint import load_state, step_of
+from train.configuration import read_module
 from train.controls import perturb
 from train.guards import NonFiniteError
 from train.module import PretrainModule
 from train.plan import Variant
-from train.yaml_safe import load_yaml, use_strict_yaml
+from train.yaml_safe import load_yaml
 
 PRECISIONS = {"32-true": False, "bf16-mixed": True}  # whether autocast is on
 
@@ -51,11 +51,7 @@ def build_module(config: dict[str, Any], variant: Variant) -> PretrainModule:
         for part in path:
             place = place.setdefault(part, {})
         place[last] = value
-    use_strict_yaml()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PretrainModule, "model")
-    module: PretrainModule = parser.instantiate(parser.parse_object({"model": model})).model
-    return module
+    return read_module(model)
 
 
 class Continuation:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from train.estimate import estimate
-from train.table import aligned
+from train.table import branch_lines
 
 FORMAT_VERSION = 1
 FILE = "branches.json"
-COLUMNS = ("recipe", "gap", "s.e.", "95 % interval", "units", "diverged", "verdict")
 
 
 @dataclass(frozen=True)
@@ -81,21 +80,15 @@ class BranchSet:
 
     def lines(self) -> list[str]:
         """For a person."""
-        table = aligned([COLUMNS, *(branch_cells(row) for row in self.rows())], left=(0, 6))
-        return [f"{self.scope}; {self.seconds:,.0f} s.", "", *table]
+        return branch_lines(self.document(Path()))
 
-
-def branch_cells(row: dict[str, Any]) -> list[str]:
-    def signed(value: float | None) -> str:
-        return "-" if value is None else f"{value:+.5f}"
-
-    interval = "-" if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}"
-    error = "-" if row["standard_error"] is None else f"{row['standard_error']:.5f}"
-    label = row["label"] + (" (control)" if row["control"] else "")
-    return [
-        label, signed(row["mean"]), error, interval, str(row["units"]), str(row["diverged"]),
-        row["verdict"],
-    ]  # fmt: skip
+    def document(self, path: Path) -> dict[str, Any]:
+        """What compare.json holds of it: plain data."""
+        return {
+            "path": str(path), "baseline": self.baseline, "horizon": self.horizon,
+            "scope": self.scope, "seconds": self.seconds, "checkpoints": self.checkpoints,
+            "rows": self.rows(), "commands": self.commands,
+        }  # fmt: skip
 
 
 def read_branches(folder: Path) -> BranchSet | None:
@@ -113,3 +106,9 @@ def read_branches(folder: Path) -> BranchSet | None:
             f"{path}: format_version is {found.format_version}, this lowbit reads {FORMAT_VERSION}"
         )
     return found
+
+
+def find_branches(path: Path) -> list[tuple[Path, BranchSet]]:
+    """`path` itself, or the folders of branches in it."""
+    folders = [path, *sorted(file.parent for file in path.glob(f"*/{FILE}"))]
+    return [(folder, found) for folder in folders if (found := read_branches(folder))]

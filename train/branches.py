@@ -102,7 +102,7 @@ def run_branches(args: argparse.Namespace) -> int:
             if report_target(branches.gaps(), args.target_se, what):
                 break
     print("\n".join(branches.lines()))
-    print(f"next: lowbit compare {request.out}")
+    print(f"`lowbit compare SWEEP {request.out}` shows them beside full runs")
     return 0
 
 

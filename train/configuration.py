@@ -88,6 +88,15 @@ def read_policy(plain: dict[str, Any]) -> LayerPolicy:
     return policy
 
 
+def read_module(plain: dict[str, Any]) -> PretrainModule:
+    """A module from the `model` section of a config.yaml."""
+    use_strict_yaml()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PretrainModule, "model")
+    module: PretrainModule = parser.instantiate(parser.parse_object({"model": plain})).model
+    return module
+
+
 register_type(BlockFormat, serializer=write_format, deserializer=read_format)
 
 TRAINER_DEFAULTS = {

@@ -13,8 +13,8 @@ from typing import Any
 
 from train.lock import holder
 from train.plan import PlannedRun
-from train.signals import SIGNALS
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # what `lowbit fit` answers
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 POLL_SECONDS = 0.1
 

@@ -17,16 +17,11 @@ from lowbit import kernels
 from train.guards import NonFiniteError
 from train.module import PretrainModule
 from train.recipe_table import phase_rows
+from train.runs import run_status as run_status
 from train.signals import Preempted
 
 FORMAT_VERSION = 1
 _PACKAGES = ("lowbit", "torch", "lightning", "transformers", "datasets", "tokenizers")
-
-
-def run_status(folder: Path) -> str | None:
-    """`running`, `finished`, `diverged` or `failed`; None where no run was begun."""
-    path = folder / "run.json"
-    return json.loads(path.read_text())["status"] if path.exists() else None
 
 
 class RunRecord(Callback):

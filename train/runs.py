@@ -116,6 +116,12 @@ class Run:
         return self.metrics["tokens_seen"][keep], self.metrics[column][keep]
 
 
+def run_status(folder: Path) -> str | None:
+    """One of STATUSES; None where no run was begun."""
+    path = folder / "run.json"
+    return _read_json(path)["status"] if path.exists() else None
+
+
 def read_run(path: Path) -> Run:
     info = _read_info(path)
     return Run(path, info, _read_metrics(path / "metrics.csv", info["status"]))
@@ -174,13 +180,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs of `paths`, labelled; a folder of runs stands for its runs, those of bf16 first."""
+def read_runs(paths: Sequence[Path], golden: Sequence[Run] = ()) -> list[Run]:
+    """The runs of `paths`, labelled; a folder of runs stands for its runs, those of bf16 first.
+
+    Imported `golden` runs come before them.
+    """
     folders = [folder for path in paths for folder in _expand(path)]
     twice = {str(folder) for folder in folders if folders.count(folder) > 1}
     if twice:
         raise ValueError(f"given more than once: {', '.join(sorted(twice))}")
-    runs = [read_run(folder) for folder in folders]
+    runs = [*golden, *(read_run(folder) for folder in folders)]
     for scheme in (_label, lambda run: f"{run.path.resolve().parent.name}/{_label(run)}", _name):
         labelled = [replace(run, label=scheme(run)) for run in runs]
         if len({(run.label, run.seed) for run in labelled}) == len(runs):

@@ -1,12 +1,18 @@
 """`lowbit sweep`: the same run under several recipes, overrides and seeds, each its own process."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from train.estimate import report_target
+from train.gaps import compare_pair
+from train.launch import Launcher, fit_command
 from train.plan import PlannedRun, SweepRequest, read_request
+from train.runs import Run, read_cast_gaps, read_run, run_status, write_cast_gaps
+from train.status import status_table
 
 ENDED = ("finished", "diverged")  # a rerun changes neither
 
@@ -58,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: at least 1")
     if args.status:
-        from train.status import status_table
-
         print(status_table(plan, args.jobs))
         return 0
     if args.task is not None:
@@ -69,9 +73,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _become(request: SweepRequest, plan: list[PlannedRun], task: int) -> int:
     """This process turns into run `task`: signals, requeueing and exit codes are those of fit."""
-    from train.launch import fit_command
-    from train.record import run_status
-
     if not 0 <= task < len(plan):
         raise ValueError(f"--task {task}: the sweep has the tasks 0 to {len(plan) - 1}")
     if (status := run_status(plan[task].folder)) in ENDED:
@@ -83,9 +84,6 @@ def _become(request: SweepRequest, plan: list[PlannedRun], task: int) -> int:
 
 
 def _run_all(request: SweepRequest, plan: list[PlannedRun], args: argparse.Namespace) -> int:
-    from train.launch import Launcher
-    from train.record import run_status
-
     launcher = Launcher(request.config, args.jobs)
     failed: dict[Path, str] = {}
     for group in _groups(plan, args.target_se):
@@ -104,8 +102,6 @@ def _run_all(request: SweepRequest, plan: list[PlannedRun], args: argparse.Names
 
 
 def _has_ended(folder: Path) -> bool:
-    from train.record import run_status
-
     if (status := run_status(folder)) not in ENDED:
         return False
     print(f"{folder} is {status}", flush=True)
@@ -122,8 +118,6 @@ def _groups(plan: list[PlannedRun], target: float | None) -> list[list[PlannedRu
 
 def _mispaired(plan: Sequence[PlannedRun]) -> dict[Path, str]:
     """Runs that did not start from the weights that the first run of their seed started from."""
-    import json
-
     first: dict[int, tuple[Path, str]] = {}
     found = {}
     for planned in plan:
@@ -139,10 +133,6 @@ def _mispaired(plan: Sequence[PlannedRun]) -> dict[Path, str]:
 
 def _reached(plan: list[PlannedRun], target: float) -> bool:
     """Whether the mean gap over the seeds so far is known well enough; says what it would take."""
-    from train.estimate import report_target
-    from train.gaps import compare_pair
-    from train.record import run_status
-    from train.runs import Run, read_run
 
     groups: dict[str, dict[int, Run]] = {}
     for planned in plan:
@@ -155,9 +145,7 @@ def _reached(plan: list[PlannedRun], target: float) -> bool:
 
 def _evaluate_casts(plan: list[PlannedRun], failed: dict[Path, str]) -> None:
     """Per seed and override, the weights of the first recipe's run under every run's recipe."""
-    from train.cast import cast_gaps
-    from train.record import run_status
-    from train.runs import read_cast_gaps, write_cast_gaps
+    from train.cast import cast_gaps  # torch takes its time
 
     groups: dict[tuple[int, str], list[PlannedRun]] = {}
     for planned in plan:
@@ -165,8 +153,14 @@ def _evaluate_casts(plan: list[PlannedRun], failed: dict[Path, str]) -> None:
     for group in groups.values():
         baseline = group[0].folder
         done = [p for p in group if p.folder not in failed and run_status(p.folder) in ENDED]
-        if group[0] not in done or run_status(baseline) != "finished":
-            continue
-        if not {*read_cast_gaps(baseline)} >= {p.variant.recipe_name for p in done}:
+        known = read_cast_gaps(baseline)
+        names = {p.variant.recipe_name for p in done if not _is_control(p)}
+        if group[0] in done and run_status(baseline) == "finished" and not {*known} >= names:
             print(f"{baseline}: evaluating its weights under every recipe", flush=True)
-            write_cast_gaps(baseline, cast_gaps(baseline, [p.folder for p in done]))
+            found = cast_gaps(baseline, [p.folder for p in done])
+            write_cast_gaps(baseline, known | found)
+
+
+def _is_control(planned: PlannedRun) -> bool:
+    """Its weights or its noise are its own: there is nothing to cast."""
+    return bool(json.loads((planned.folder / "run.json").read_text()).get("control"))

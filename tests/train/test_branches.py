@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from train.branch_run import Continuation, build_module
 from train.branch_set import read_branches
+from train.branches import Arms, BranchPoint
 from train.cli import main
+from train.estimate import estimate
 from train.plan import Variant
 from train.runs import read_run
 from train.yaml_safe import load_yaml
@@ -107,3 +110,31 @@ def test_planted_learning_rate_moves_the_loss(run: Path, recipes: Path, tmp_path
     found = read_branches(tmp_path / "out")
     assert found is not None and found.baseline == "bf16-plain"
     assert all(gap != 0 for gap in found.gaps()["bf16-lr"][0])
+
+
+@pytest.mark.slow
+def test_chaos_alone_is_rarely_called_a_difference(
+    tmp_path: Path, tiny: Path, tiny_data: Path, recipes: Path
+) -> None:
+    """BF16 against BF16 perturbed by 1e-6, 200 times with three branches of one step each."""
+    small = ("--model.llama.hidden_size", "32", "--model.llama.num_hidden_layers", "1")
+    small += ("--model.llama.intermediate_size", "32", "--data.seq_len", "16")
+    small += ("--data.global_batch_size", "2", "--data.val_windows", "2")
+    layers = ("-c", str(tiny), "-c", str(recipes / "bf16.yaml"), "--data.path", str(tiny_data))
+    folder = tmp_path / "bf16-s0"
+    assert main(["fit", *layers, "--run_dir", str(folder), "--checkpoint_every", "3", *small]) == 0
+    point = BranchPoint.read(folder / "checkpoints" / "step-00000003")
+    controls = recipes.parent / "control" / "bf16_perturbed.yaml"
+    variants = [Variant("bf16", "", recipes / "bf16.yaml", {}), Variant("p", "", controls, {})]
+    arms = Arms(point.config, variants)
+    gaps = []
+    for branch in range(600):
+        continuation = Continuation(point.path, point.config, point.seed(branch), 1)
+        losses = arms.losses(continuation)
+        assert losses["bf16"] is not None and losses["p"] is not None
+        gaps.append(losses["p"] - losses["bf16"])
+    assert np.count_nonzero(gaps) > 500
+    found = [estimate([gaps[i : i + 3]]).verdict for i in range(0, 600, 3)]
+    called = sum(verdict != "not distinguishable" for verdict in found)
+    print(f"{called} of {len(found)} called a difference")
+    assert called <= 16
