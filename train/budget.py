@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaForCausalLM
 
-from train.configuration import RunCLI
+from train.configuration import RunCLI, read_module
 from train.flops import DEVICES, flops_per_token
 from train.live_bytes import LiveBytes
 from train.module import PretrainModule, token_losses
@@ -134,10 +133,7 @@ class PlanCLI(RunCLI):
 
     def instantiate_classes(self) -> None:
         """The model alone, without weights: neither devices nor data need be here."""
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(PretrainModule, "model")
-        model = {"model": self.plain_config()["model"]}
-        self.model = parser.instantiate(parser.parse_object(model)).model
+        self.model = read_module(self.plain_config()["model"])
 
 
 def plan(argv: list[str]) -> int:

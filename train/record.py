@@ -39,7 +39,7 @@ class RunRecord(Callback):
             _write(self._path, self._describe(trainer, module))
         else:
             phases = phase_rows(module.policy, trainer.max_steps)
-            _update(self._path, status="running", max_steps=trainer.max_steps, phases=phases)
+            update_record(self._path, status="running", max_steps=trainer.max_steps, phases=phases)
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
@@ -47,8 +47,8 @@ class RunRecord(Callback):
         if isinstance(exception, Preempted):
             return  # still running: the next start goes on
         if trainer.is_global_zero and self._path.exists():
-            diverged = isinstance(exception, NonFiniteError)
-            _update(self._path, status="diverged" if diverged else "failed", error=str(exception))
+            status = "diverged" if isinstance(exception, NonFiniteError) else "failed"
+            update_record(self._path, status=status, error=str(exception))
 
     def _describe(self, trainer: Trainer, module: PretrainModule) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -88,10 +88,11 @@ class RunRecord(Callback):
 
 def finish_record(folder: Path) -> None:
     """The run has done all its steps and left its weights."""
-    _update(folder / "run.json", status="finished")
+    update_record(folder / "run.json", status="finished")
 
 
-def _update(path: Path, **changes: Any) -> None:
+def update_record(path: Path, **changes: Any) -> None:
+    """Set keys of a `run.json`."""
     _write(path, json.loads(path.read_text()) | changes)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from train.cli import main
-from train.configuration import RunCLI, read_format, write_format
+from train.configuration import RunCLI
+from train.format_yaml import read_format, write_format
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
