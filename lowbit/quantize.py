@@ -8,7 +8,7 @@
 | all-zero block             | zeros, signs kept; the E8M0 scale is 2^-127                        |
 | subnormals                 | exact: E8M0 scales reach down to 2^-127, a subnormal of FP32       |
 | beyond the element's range | saturates, sign kept (impossible under rceil and ceil)             |
-| rounds beyond x's dtype    | the largest finite number of that dtype                            |
+| rounds beyond x's dtype    | the largest finite number of that dtype (GEMM operands: infinite)  |
 | -0.0, negative underflow   | -0.0 (integer codes hold none: dequantize gives 0.0)               |
 | axis no block divides      | as if filled with zeros                                            |
 | 0-d                        | one block of one value                                             |
@@ -53,8 +53,8 @@ def fake_quantize(
         return done
     values, tensor_scale = quantize_values(x, format, dim, key=key)
     if tensor_scale is not None:
-        values = saturated(values.float() * tensor_scale, x.dtype)
-    return values.to(x.dtype)
+        values = values.float() * tensor_scale
+    return saturated(values, x.dtype).to(x.dtype)
 
 
 def quantize_values(
@@ -62,7 +62,8 @@ def quantize_values(
 ) -> tuple[Tensor, Tensor | None]:
     """`fake_quantize` with the tensor scale of NV formats (FP32 scalar, else None) kept apart.
 
-    The values, code x block scale, come in FP32, or in BF16 where that loses nothing.
+    The values, code x block scale, come in FP32, or in BF16 where that loses nothing; they do not
+    saturate: what rounds to 2^128 is infinite.
     """
     format = checked(x, format, key)
     if (done := kernels.quantize_values(x, format, dim, key)) is not None:
@@ -70,8 +71,6 @@ def quantize_values(
     scaled = scaled_blocks(x, format, dim)
     codes = rounded(scaled, format, dim, key)
     values = codes.mul_(scaled.scale.to(codes.dtype))
-    if scaled.tensor_scale is None:
-        values = saturated(values, x.dtype)
     return from_blocks(values, scaled.inside, scaled.shape).reshape(x.shape), scaled.tensor_scale
 
 
@@ -116,8 +115,7 @@ class QuantizedTensor:
     def _scale_values(self) -> Tensor:
         match self.format.scale:
             case ScaleFormat.E8M0:
-                exponent = self.scale.to(torch.int32) - 127
-                return power_of_two(exponent)
+                return power_of_two(self.scale)
             case ScaleFormat.E4M3:
                 return encoding.decode(self.scale, E4M3)
             case _:

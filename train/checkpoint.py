@@ -17,6 +17,10 @@ from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from train.distcp import METADATA, Like, insert_tensors, read_tensors
 
 FORMAT_VERSION = 1
 STATE, MANIFEST = "state.ckpt", "manifest.json"
@@ -69,7 +73,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         if Path(name).name != name:
             raise DamagedCheckpointError(f"{path}: {name!r} is no file of the folder")
         try:
-            found = _sha256(path / name)
+            found = file_digest(path / name)
         except OSError as error:
             raise DamagedCheckpointError(f"{path}: {name} cannot be read ({error})") from None
         if found != digest:
@@ -77,15 +81,26 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_state(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The state of a verified checkpoint; plain data only, a pickle of anything else is refused."""
+def load_state(
+    path: Path, map_location: Any = "cpu", *, place: Like | None = None, mmap: bool = False
+) -> dict[str, Any]:
+    """The state of a verified checkpoint; plain data only, a pickle of anything else is refused.
+
+    The tensors of a sharded one go where `place` says, by default each into a whole tensor.
+    """
     try:
         state: dict[str, Any] = torch.load(
-            path / STATE, map_location=map_location, weights_only=True
+            path / STATE, map_location=map_location, weights_only=True, mmap=mmap
         )
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} holds more than plain data: {error}") from None
+    if (path / METADATA).exists():
+        insert_tensors(state, read_tensors(path, place or _whole))
     return state
+
+
+def _whole(name: str, item: TensorStorageMetadata) -> Tensor:
+    return torch.empty(item.size, dtype=item.properties.dtype)
 
 
 def find_resume_point(folder: Path, *, set_aside: bool = True) -> Path | None:
@@ -214,7 +229,8 @@ def _encode(manifest: dict[str, Any]) -> bytes:
     return json.dumps(manifest | {"digest": digest}, indent=1, sort_keys=True).encode()
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of its bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

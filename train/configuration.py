@@ -10,7 +10,6 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from data.module import TokenDataModule
 from lowbit import (
@@ -32,6 +31,7 @@ from train.module import PretrainModule
 from train.names import checked_name, checked_run_dir
 from train.progress import Progress
 from train.record import RunRecord, command_line
+from train.rendezvous import check_launch
 from train.resume import choose_resume_point
 from train.saving import Checkpoints, DiskFull, SavePolicy
 from train.signals import StopRequest, leave_signals_alone, on_first_rank
@@ -86,6 +86,15 @@ def read_policy(plain: dict[str, Any]) -> LayerPolicy:
     parser.add_argument("--policy", type=LayerPolicy)
     policy: LayerPolicy = parser.instantiate(parser.parse_object({"policy": plain})).policy
     return policy
+
+
+def read_module(plain: dict[str, Any]) -> PretrainModule:
+    """A module from the `model` section of a config.yaml."""
+    use_strict_yaml()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PretrainModule, "model")
+    module: PretrainModule = parser.instantiate(parser.parse_object({"model": plain})).model
+    return module
 
 
 register_type(BlockFormat, serializer=write_format, deserializer=read_format)
@@ -171,7 +180,7 @@ class RunCLI(LightningCLI):
                 default=600,
                 help="Seconds that a rank waits for the others before it gives up.",
             )
-        else:
+        elif self._verb == "validate":
             parser.add_argument(
                 "--checkpoint", type=str | None, default=None, help="Whose weights to validate."
             )
@@ -207,9 +216,7 @@ class RunCLI(LightningCLI):
         trainer = super().instantiate_trainer(
             logger=[board, MetricsCsv(self.run_dir, step)], plugins=[AtomicCheckpointIO()]
         )
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            name = type(trainer.strategy).__name__  # it would write checkpoints past our rules
-            raise ValueError(f"trainer.strategy is {name}: expected one device, or ddp")
+        check_launch(trainer)
         leave_signals_alone(trainer)
         if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes
             trainer.strategy._timeout = timedelta(seconds=self.config["collective_timeout"])

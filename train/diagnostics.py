@@ -84,7 +84,7 @@ class Microscope(Callback):
 
     def __init__(self, plan: Diagnostics, module: PretrainModule, run_dir: Path) -> None:
         self.plan = plan
-        self.layers = plan.chosen_layers(module.model)
+        self.layers = plan.chosen_layers(module.model)  # a pattern's error comes before training
         self.store = DiagnosticsStore(run_dir / "diagnostics")
         self._probe: Probe | None = None
         self._references: list[Tensor] | None = None
@@ -94,6 +94,8 @@ class Microscope(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Forget what was measured after the step that the run goes on from."""
+        assert isinstance(module, PretrainModule)
+        self.layers = self.plan.chosen_layers(module.model)  # with weights, since configure_model
         sharded = any(isinstance(layer.weight, DTensor) for layer in self.layers.values())
         if self.plan.gradients and sharded:
             raise ValueError("diagnostics.gradients with sharded weights: set it to false")

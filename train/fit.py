@@ -6,13 +6,17 @@ import signal
 import warnings
 from pathlib import Path
 
+from torch import Tensor
+from transformers import LlamaConfig
 from transformers.utils.logging import disable_progress_bar
 
 from train.checkpoint import read_manifest, step_of
 from train.configuration import RunCLI
-from train.module import PretrainModule
+from train.fsdp import gathered
+from train.initial import empty_model
 from train.recipe_table import describe
 from train.record import finish_record, run_status
+from train.rendezvous import is_lost_rank
 from train.resume import check_origin, check_unchanged, set_later_aside
 from train.saving import recipe_of
 from train.signals import Preempted, end_with_launcher, requeue
@@ -33,6 +37,14 @@ def fit(argv: list[str]) -> int:
             if preempted.signum == signal.SIGUSR1:
                 requeue()
             return 128 + preempted.signum
+        except RuntimeError as error:
+            if cli.trainer.world_size == 1 or not is_lost_rank(error):
+                raise
+            raise ConnectionError(
+                f"rank {cli.trainer.global_rank} lost another rank, which ended or did not answer "
+                f"within {cli.config['collective_timeout']} s; the same command goes on from the "
+                f"newest checkpoint ({str(error).partition('. ')[0]})"
+            ) from error
 
 
 def _fit(cli: RunCLI) -> int:
@@ -58,8 +70,9 @@ def _fit(cli: RunCLI) -> int:
             f"{run_dir} ended after step {trainer.global_step} of {trainer.max_steps}: a limit "
             "among the trainer's arguments (max_time, max_epochs, limit_train_batches) ended it"
         )
+    weights = gathered(module.model)  # from all ranks
     if trainer.is_global_zero:
-        _export(module, run_dir / "hf")
+        _export(module.model.config, weights, run_dir / "hf")
         finish_record(run_dir)
     return 0
 
@@ -110,11 +123,11 @@ def _check_vocabulary(cli: RunCLI) -> None:
         raise ValueError(f"the data's vocabulary of {tokens} exceeds the model's of {model}")
 
 
-def _export(module: PretrainModule, folder: Path) -> None:
+def _export(config: LlamaConfig, weights: dict[str, Tensor], folder: Path) -> None:
     """Plain safetensors that `from_pretrained` loads, complete or not there."""
     staging = folder.with_name("hf.tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    module.model.save_pretrained(staging)
+    empty_model(config).save_pretrained(staging, state_dict=weights)
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
 
@@ -124,6 +137,9 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged has been reduced
+    # FSDP2 about outputs that are views: nothing changes a linear layer's output in place
+    warnings.filterwarnings("ignore", ".*returned a view tensor.*")
     # validation of a checkpoint needs none of what training wrote into it
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # inside Lightning

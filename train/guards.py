@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from train.behaviour import SPIKE_DEVIATIONS, SPIKE_MARGIN, SPIKE_MIN_STEPS, SPIKE_WINDOW
 
 if TYPE_CHECKING:
     from train.module import PretrainModule
@@ -70,20 +73,30 @@ class NonFiniteReport(Callback):
 def _first_non_finite(
     module: "PretrainModule | Any", batches: list[Mapping[str, Tensor]]
 ) -> dict[str, Any] | None:
-    """In the order of cause and effect: a parameter, an output of the forward pass, a gradient."""
+    """In the order of cause and effect: a parameter, an output of the forward pass, a gradient.
+
+    Every micro-batch is run again, whatever was found before: all ranks must gather sharded weights
+    equally often. Of sharded tensors each rank looks at its own part.
+    """
     model = module.model
+    found: list[dict[str, Any]] = []
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            return {"tensor": "parameter", "layer": name}
+        if not _finite(parameter):
+            found.append({"tensor": "parameter", "layer": name})
     for index, batch in enumerate(batches):
         with module.trainer.precision_plugin.forward_context():
             layer = _first_bad_output(model, batch)
         if layer is not None:
-            return {"tensor": "output", "layer": layer, "micro_batch": index}
+            found.append({"tensor": "output", "layer": layer, "micro_batch": index})
     for name, parameter in reversed(list(model.named_parameters())):  # backward starts at the end
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return {"tensor": "gradient", "layer": name}
-    return None
+        if parameter.grad is not None and not _finite(parameter.grad):
+            found.append({"tensor": "gradient", "layer": name})
+    return found[0] if found else None
+
+
+def _finite(tensor: Tensor) -> bool:
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return bool(own.isfinite().all())
 
 
 @torch.no_grad()
@@ -111,16 +124,12 @@ def _first_bad_output(model: nn.Module, batch: Mapping[str, Tensor]) -> str | No
 class SpikeReport(Callback):
     """Says when a step's loss stands out from those before it; training goes on.
 
-    A spike is more than `deviations` standard deviations, and a tenth of a nat, above the mean of
-    the last `WINDOW` losses. Stands after StepMetrics, whose loss it reads.
+    A spike is more than SPIKE_DEVIATIONS standard deviations, and SPIKE_MARGIN, above the mean of
+    the last SPIKE_WINDOW losses. Stands after StepMetrics, whose loss it reads.
     """
 
-    WINDOW = 50
-    MIN_STEPS = 20
-    DEVIATIONS = 6.0
-
     def __init__(self) -> None:
-        self._losses: deque[float] = deque(maxlen=self.WINDOW)
+        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -128,9 +137,12 @@ class SpikeReport(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         loss = float(trainer.progress_bar_metrics["loss"])
-        if len(self._losses) >= self.MIN_STEPS:
+        if len(self._losses) >= SPIKE_MIN_STEPS:
             mean, deviation = statistics.fmean(self._losses), statistics.stdev(self._losses)
-            if loss > mean + max(self.DEVIATIONS * deviation, 0.1) and trainer.is_global_zero:
+            if (
+                loss > mean + max(SPIKE_DEVIATIONS * deviation, SPIKE_MARGIN)
+                and trainer.is_global_zero
+            ):
                 print(
                     f"lowbit: loss spike at step {trainer.global_step}: {loss:.4f}, after a mean "
                     f"of {mean:.4f} over {len(self._losses)} steps; training goes on",

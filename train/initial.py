@@ -8,22 +8,36 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-def build_model(llama: LlamaConfig, init_from: str | None, seed: int) -> LlamaForCausalLM:
-    """Random FP32 weights that depend on `seed` alone, or pretrained ones of the same shape."""
+def empty_model(llama: LlamaConfig) -> LlamaForCausalLM:
+    """Names and shapes on the meta device: no memory, whatever the size."""
     config = copy.deepcopy(llama)  # transformers writes into the one it gets
     config.use_cache = False
     _check(config)
-    if init_from is not None:
-        model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
-            init_from, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-        _check_same_shape(config, model.config, init_from)
-        model.config.use_cache = False
-        model.train()  # from_pretrained leaves dropout off
-        return model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.device("meta"):
         return LlamaForCausalLM(config)
+
+
+def random_model(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
+    """FP32 weights on the CPU that depend on `seed` alone, whatever device will train them."""
+    context = torch.get_default_dtype()  # Lightning's: bfloat16 with precision bf16-true
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(context)
+
+
+def pretrained_model(source: str, config: LlamaConfig) -> LlamaForCausalLM:
+    """FP32 weights of a folder or a hub id, of the shape that `config` says."""
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
+        source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    _check_same_shape(config, model.config, source)
+    model.config.use_cache = False
+    model.train()  # from_pretrained leaves dropout off
+    return model
 
 
 def _check(config: LlamaConfig) -> None:

@@ -23,8 +23,10 @@ from lowbit import (
     enter_phase,
     unquantized,
 )
+from train.controls import Control, SignedError, perturb, with_keys
+from train.fsdp import FullySharded
 from train.guards import check_finite
-from train.initial import build_model
+from train.initial import empty_model, pretrained_model, random_model, weights_hash
 from train.schedule import warmup_cosine
 
 
@@ -68,7 +70,9 @@ class PretrainModule(LightningModule):
         init_from: str | None = None,
         seed: int = 0,
         gradient_checkpointing: bool = False,
+        compile_blocks: bool = False,
         validate_bf16: bool = False,
+        control: Control | None = None,
     ) -> None:
         """Args:
         llama: The architecture, with the names of transformers' LlamaConfig.
@@ -78,16 +82,21 @@ class PretrainModule(LightningModule):
         seed: Of the initial weights and of stochastic rounding; the command line sets it.
         gradient_checkpointing: Keep each block's input alone and compute the rest again in the
             backward pass: less memory, the same bits.
+        compile_blocks: `torch.compile` of each block: faster on GPUs, sums in another order.
         validate_bf16: Validate the same weights without quantization too, as val/loss_bf16.
+        control: Show the noise instead of a recipe. perturbed: initial weights plus 1e-6 of noise;
+            noise: operands plus their quantization error with a random sign.
         """
         super().__init__()
+        self.control = control
+        policy = with_keys(policy) if control == "noise" else policy
         self.policy, self.optimization = policy, optimization
         self.init_from, self.seed = init_from, seed
-        self.model: LlamaForCausalLM = build_model(llama, init_from, seed)
+        self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
         self.randomness = Randomness(seed)
-        convert_linears(self.model, policy, randomness=self.randomness)
-        if gradient_checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        self.model: LlamaForCausalLM = self._convert(empty_model(llama))  #: without weights so far
+        self._pretrained = pretrained_model(init_from, self.model.config) if init_from else None
+        self.initial_weights: str | None = None  #: their hash, on rank 0 once they are there
         self._phase: Phase | None = None
         self._loaded_step = 0
         self.validate_bf16 = validate_bf16
@@ -96,6 +105,38 @@ class PretrainModule(LightningModule):
         self.loss_sum = torch.zeros((), dtype=torch.float64)  #: over the step's micro-batches
         self.grad_norm = math.nan  #: of the step, before clipping
         self.validation: dict[str, float] = {}  #: the last validation's results
+
+    def _convert(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
+        backend = SignedError() if self.control == "noise" else None
+        convert_linears(model, self.policy, backend=backend, randomness=self.randomness)
+        if self.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        if self.compile_blocks:
+            for block in model.model.layers:
+                block.compile()
+        return model
+
+    def configure_model(self) -> None:
+        """Give the model its weights, once Lightning has brought the processes together.
+
+        They are drawn on the CPU whatever the device. For FSDP2 rank 0 alone draws them.
+        """
+        if not next(self.model.parameters()).is_meta:
+            return
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FullySharded):
+            strategy.shard(self.model, self._draw() if self.trainer.is_global_zero else None)
+        else:
+            self.model = self._convert(self._draw())
+
+    def _draw(self) -> LlamaForCausalLM:
+        model = self._pretrained or random_model(self.model.config, self.seed)
+        self._pretrained = None
+        if self.control == "perturbed":
+            perturb(model, self.seed)
+        if self.trainer.is_global_zero:
+            self.initial_weights = weights_hash(model)
+        return model
 
     @property
     def quantized_layers(self) -> dict[str, QuantLinear]:

@@ -15,19 +15,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from data.module import TokenDataModule
 from lowbit import kernels
 from train.guards import NonFiniteError
-from train.initial import weights_hash
 from train.module import PretrainModule
 from train.recipe_table import phase_rows
+from train.runs import run_status as run_status
 from train.signals import Preempted
 
 FORMAT_VERSION = 1
 _PACKAGES = ("lowbit", "torch", "lightning", "transformers", "datasets", "tokenizers")
-
-
-def run_status(folder: Path) -> str | None:
-    """`running`, `finished`, `diverged` or `failed`; None where no run was begun."""
-    path = folder / "run.json"
-    return json.loads(path.read_text())["status"] if path.exists() else None
 
 
 class RunRecord(Callback):
@@ -64,6 +58,7 @@ class RunRecord(Callback):
             "format_version": FORMAT_VERSION,
             "status": "running",
             "recipe": module.policy.name,
+            "control": module.control,
             "recipe_table": [{"layer": n} | q.recipe.table() for n, q in layers.items()],
             "phases": phase_rows(module.policy, trainer.max_steps),
             "backend": sorted({layer.backend.name for layer in layers.values()}),
@@ -79,16 +74,14 @@ class RunRecord(Callback):
             },
             "model": module.model.config.to_dict(),
             "parameters": sum(p.numel() for p in module.parameters()),
-            "initial_weights": weights_hash(module.model),
+            "initial_weights": module.initial_weights,
             "init_from": module.init_from,
             "max_steps": trainer.max_steps,
             "precision": str(trainer.precision),
             "world_size": trainer.world_size,
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
-            "machine": platform.machine(),
-            "commit": _commit(),
+            **code_origin(),
             "command": self._command,
         }
 
@@ -109,6 +102,12 @@ def _write(path: Path, record: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())  # or a power cut leaves an empty record under the right name
     staging.replace(path)
+
+
+def code_origin() -> dict[str, Any]:
+    """Versions, machine and commit."""
+    versions = {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES}
+    return {"versions": versions, "machine": platform.machine(), "commit": _commit()}
 
 
 def _commit() -> str | None:

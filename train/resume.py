@@ -21,6 +21,7 @@ MAY_CHANGE = (
     *("trainer.val_check_interval", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
     *("trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator"),
     *("trainer.max_time", "trainer.accumulate_grad_batches"),  # the global batch stays what it is
+    "model.gradient_checkpointing",  # the same bits
 )
 
 

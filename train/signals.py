@@ -59,8 +59,12 @@ class StopRequest:
 
 
 def leave_signals_alone(trainer: Trainer) -> None:
-    """Keep Lightning's handlers out: they stop between micro-batches, save, and exit with 0."""
+    """Keep Lightning's handlers out: they stop between micro-batches, save, and exit with 0.
+
+    With them goes the message about them that all ranks wait for in every micro-batch.
+    """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def on_first_rank() -> bool:

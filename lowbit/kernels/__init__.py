@@ -64,14 +64,14 @@ def quantize_values(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -
         return None
     exact = format.scale is ScaleFormat.E8M0 and format.rounding is Rounding.NEAREST
     dtype = x.dtype if exact and format.fits_bf16 else torch.float32
-    return quantize(x, dim, Request(format, key, dtype, x.dtype))
+    return quantize(x, dim, Request(format, key, dtype))
 
 
 def fake_quantize(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> Tensor | None:
     """`lowbit.quantize.fake_quantize` in one pass, or None where no kernel does it."""
     if not _covers(x, format, dim):
         return None
-    return quantize(x, dim, Request(format, key, x.dtype, x.dtype), apply=True)[0]
+    return quantize(x, dim, Request(format, key, x.dtype, saturates=True), apply=True)[0]
 
 
 def operand(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> Values | None:
@@ -109,7 +109,7 @@ def quantization_sums(
     """`lowbit.stats.quantization_error`'s sums in one read, or None where no kernel does it."""
     if not _covers(x, format, dim) or not x.dim():
         return None
-    return measure.quantization_sums(x, dim, Request(format, key, torch.float32, torch.float32))
+    return measure.quantization_sums(x, dim, Request(format, key, torch.float32, saturates=True))
 
 
 def crest_factors(x: Tensor, block_size: int, dim: int) -> Tensor | None:
@@ -118,8 +118,7 @@ def crest_factors(x: Tensor, block_size: int, dim: int) -> Tensor | None:
 
 
 def _request(x: Tensor, format: BlockFormat, key: Key | None) -> Request:
-    dtype = x.dtype if format.fits_bf16 else torch.float32
-    return Request(format, key, dtype, dtype)
+    return Request(format, key, x.dtype if format.fits_bf16 else torch.float32)
 
 
 def _covers(x: Tensor, format: BlockFormat, dim: int) -> bool:

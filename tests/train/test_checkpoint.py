@@ -26,17 +26,28 @@ from train.checkpoint import (
     sweep_leftovers,
     verify_checkpoint,
 )
+from train.distcp import METADATA
+from train.sharded import save_sharded
 
 
 def state(step: int) -> dict[str, Any]:
-    weights = torch.full((300,), float(step))
-    return {"weights": weights, "origin": {"step": step}}
+    weights = {"weights": torch.full((300,), float(step))}
+    adam = {"state": {0: {"exp_avg": torch.full((300,), step + 0.5)}}, "param_groups": []}
+    return {"state_dict": weights, "optimizer_states": [adam], "origin": {"step": step}}
 
 
-def save(folder: Path, step: int) -> Path:
+def save(folder: Path, step: int, kind: str = "full") -> Path:
     path = folder / f"step-{step:08d}"
-    AtomicCheckpointIO().save_checkpoint(state(step), path)
+    if kind == "full":
+        AtomicCheckpointIO().save_checkpoint(state(step), path)
+    else:
+        save_sharded(state(step), path)
     return path
+
+
+def holds(path: Path, step: int) -> bool:
+    found, saved = load_state(path), state(step)
+    return torch.equal(found["state_dict"]["weights"], saved["state_dict"]["weights"])
 
 
 # --- a crash at every system call -------------------------------------------------------------
@@ -156,10 +167,12 @@ def folder(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("half", [False, True])
-def test_sigkill_mid_write(half: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("half", "kind"), [(False, "full"), (True, "full"), (True, "sharded")])
+def test_sigkill_mid_write(
+    half: bool, kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At each system call of a save, and with half of the write done: the old or the new one."""
-    save(folder, 1)
+    save(folder, 1, kind)
     operations: list[str] = []
 
     def crashing(at: int) -> Callable[[], None]:
@@ -167,7 +180,7 @@ def test_sigkill_mid_write(half: bool, folder: Path, monkeypatch: pytest.MonkeyP
             with monkeypatch.context() as patch:
                 disk = Disk(at, half)
                 disk.install(patch)
-                save(folder, 2)
+                save(folder, 2, kind)
             (folder / "operations").write_text(json.dumps(disk.operations))
 
         return act
@@ -181,14 +194,15 @@ def test_sigkill_mid_write(half: bool, folder: Path, monkeypatch: pytest.MonkeyP
         assert point is not None
         verify_checkpoint(point)
         step = 2 if point.name == "step-00000002" else 1
-        assert torch.equal(load_state(point)["weights"], state(step)["weights"])
+        assert holds(point, step)
         assert not list(folder.glob("*.damaged"))
         shutil.rmtree(folder / "step-00000002", ignore_errors=True)
     assert code == 0
     operations = json.loads((folder / "operations").read_text())
     assert crashes == len(operations)
     assert {"mkdir", "open", "write", "fsync", "rename"} <= set(operations)
-    assert operations.count("fsync") == 4  # two files, the folder, the folder around it
+    files = 2 if kind == "full" else 4
+    assert operations.count("fsync") == files + 2  # the folder, the folder around it
     assert operations[-2:] == ["rename", "fsync"]
 
 
@@ -219,12 +233,12 @@ def empty(data: bytes) -> bytes:
     return b""
 
 
-@pytest.mark.parametrize("file", [STATE, MANIFEST])
+@pytest.mark.parametrize("file", [STATE, MANIFEST, METADATA, "__0_0.distcp"])
 @pytest.mark.parametrize("damage", [truncated, empty, None])
 def test_truncated_0_byte_missing_newest(
     file: str, damage: Callable[[bytes], bytes] | None, tmp_path: Path, capsys: Any
 ) -> None:
-    old, new = save(tmp_path, 1), save(tmp_path, 2)
+    old, new = save(tmp_path, 1), save(tmp_path, 2, "sharded")
     if damage is None:
         (new / file).unlink()
     else:
@@ -235,12 +249,14 @@ def test_truncated_0_byte_missing_newest(
     assert [p.name for p in tmp_path.glob("*.damaged")] == ["step-00000002.damaged"]
 
 
-def test_bit_flipped_newest(tmp_path: Path) -> None:
-    """200 single bits, anywhere in the two files, each found; the seed is 0."""
-    old, new = save(tmp_path, 1), save(tmp_path, 2)
+@pytest.mark.parametrize("kind", ["full", "sharded"])
+def test_bit_flipped_newest(kind: str, tmp_path: Path) -> None:
+    """200 single bits, anywhere in the files, each found; the seed is 0."""
+    old, new = save(tmp_path, 1), save(tmp_path, 2, kind)
     chosen, found = random.Random(0), 0
+    files = sorted(new.iterdir())
     for _ in range(200):
-        file = new / chosen.choice([STATE, MANIFEST])
+        file = chosen.choice(files)
         genuine = file.read_bytes()
         data = bytearray(genuine)
         data[chosen.randrange(len(data))] ^= 1 << chosen.randrange(8)

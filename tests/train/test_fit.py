@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import LlamaForCausalLM
 
 from train.checkpoint import AtomicCheckpointIO, complete_checkpoints
-from train.configuration import RunCLI
+from train.module import PretrainModule
 
 Fit = Callable[..., int]
 
@@ -141,13 +141,12 @@ def test_clamping_is_logged(fit: Fit, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_non_finite_loss_stops_before_the_update(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = RunCLI  # the class whose module is poisoned below
-    original = step.instantiate_trainer
+    original = PretrainModule.configure_model
 
-    def poison(self: Any, **kwargs: Any) -> Any:
-        self.model.model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
-        return original(self, **kwargs)
+    def poison(self: PretrainModule) -> None:
+        original(self)
+        self.model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
 
-    monkeypatch.setattr(step, "instantiate_trainer", poison)
+    monkeypatch.setattr(PretrainModule, "configure_model", poison)
     assert fit(tmp_path / "run", "mxint8") == 3
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "diverged"

@@ -1,8 +1,10 @@
 """Nothing that a run reads can run code or leave its folder: refused, without side effects."""
 
+import hashlib
 import json
 import os
 import pickle
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-from train.checkpoint import AtomicCheckpointIO, complete_checkpoints, open_staging, publish
+from train.checkpoint import (
+    AtomicCheckpointIO,
+    complete_checkpoints,
+    load_state,
+    open_staging,
+    publish,
+    read_manifest,
+)
 from train.cli import main
+from train.distcp import METADATA
 from train.names import checked_name, checked_run_dir
-from train.sweep import plan_runs
+from train.plan import SweepRequest
+from train.sharded import save_sharded
 from train.yaml_safe import YamlError, load_yaml
 
 Fit = Callable[..., int]
@@ -49,6 +61,46 @@ def test_malicious_pickle_ckpt(
     assert fit(run, "bf16", "--trainer.max_steps", "2") == 2
     assert "weights_only" in capsys.readouterr().err
     assert fit(run, "bf16", "--trainer.max_steps", "2", "--resume", str(path)) == 2
+    assert not sentinel.exists()
+
+
+def _index(case: str, sentinel: Path, path: Path) -> bytes:
+    """A `.metadata` that wants more than to say where tensors lie."""
+    if case == "code":
+        return pickle.dumps(Exploit(sentinel))
+    metadata = pickle.loads((path / METADATA).read_bytes())
+    if case == "object":
+        metadata.state_dict_metadata["state_dict.x"] = BytesStorageMetadata()
+    else:
+        for info in metadata.storage_data.values():
+            info.relative_path = "../outside"
+    return pickle.dumps(metadata)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [("code", "more than plain data"), ("object", "more than plain data"), ("path", "outside")],
+)
+def test_malicious_sharded_metadata(
+    case: str, message: str, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a checkpoint whose manifest is right in every byte."""
+    run, sentinel = tmp_path / "run", tmp_path / "sentinel"
+    assert fit(run, "bf16", "--trainer.max_steps", "1") == 0
+    (path,) = complete_checkpoints(run / "checkpoints")
+    state = load_state(path)
+    AtomicCheckpointIO().remove_checkpoint(path)
+    save_sharded(state, path)
+    assert fit(run, "bf16", "--trainer.max_steps", "2", "--keep_checkpoints", "3") == 0
+    shutil.rmtree(run / "checkpoints" / "step-00000002")  # the sharded one was read; now the bad
+    index = _index(case, sentinel, path)
+    (path / METADATA).write_bytes(index)
+    manifest = read_manifest(path)
+    manifest["files"][METADATA] = hashlib.sha256(index).hexdigest()
+    staging = path.rename(path.with_name(path.name + ".tmp"))
+    publish(staging, path, manifest["files"], manifest["origin"])
+    assert fit(run, "bf16", "--trainer.max_steps", "2") == 2
+    assert message in capsys.readouterr().err
     assert not sentinel.exists()
 
 
@@ -142,7 +194,7 @@ def test_path_traversal_in_a_name(name: str, fit: Fit, tmp_path: Path, capsys: A
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {{policy: {{name: {json.dumps(name)}}}}}")
     with pytest.raises(ValueError, match="becomes a folder"):
-        plan_runs(tmp_path / "out", [recipe], [0])
+        SweepRequest(tmp_path / "out", (), (recipe,), (0,), {}, ())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml"]
 
 
@@ -183,10 +235,14 @@ def test_help_and_a_bad_verb_read_nothing(capsys: Any) -> None:
     assert stop.value.code == 2
 
 
-def test_a_strategy_that_writes_its_own_checkpoints_is_refused(
-    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("sizes", [{}, {"data_parallel_size": 1, "tensor_parallel_size": 2}])
+def test_tensor_parallelism_is_refused(
+    sizes: dict[str, int], fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    strategy = '{"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'
+    """Lightning's ModelParallelStrategy is that by default, and writes its own checkpoints."""
+    path = "lightning.pytorch.strategies.ModelParallelStrategy"
+    strategy = json.dumps({"class_path": path, "init_args": sizes})
     assert fit(tmp_path / "run", "bf16", "--trainer.strategy", strategy) == 2
-    assert "is ModelParallelStrategy: expected one device, or ddp" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "is ModelParallelStrategy: expected auto (one device), ddp or fsdp2" in error
     assert not (tmp_path / "run").exists()
