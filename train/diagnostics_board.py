@@ -46,8 +46,8 @@ class Board:
             image = self._heat(f"QSNR of {format} (dB)", rows).draw(rows, "qsnr_db", step)
             self._writer.add_image(f"diagnostics_qsnr_db/{format}", image, step, dataformats="HWC")
         if gradients:
-            title = "|quantized - reference| / |reference| of the weights' gradients"
-            rows = [row | {"operand": "weight gradient"} for row in gradients]
+            title = "gradient error |q - g| / |g|"
+            rows = [row | {"operand": "of the weight"} for row in gradients]
             image = self._heat(title, rows).draw(rows, "relative_l2", step)
             self._writer.add_image("diagnostics_gradients/layers", image, step, dataformats="HWC")
 
@@ -79,7 +79,7 @@ class Heat:
         self._types = list(dict.fromkeys(row["type"] for row in rows))
         self._depths = sorted({row["depth"] for row in rows})
         found = {row["operand"] for row in rows}
-        self._operands = [o for o in (*OPERANDS, "weight gradient") if o in found]
+        self._operands = [o for o in (*OPERANDS, "of the weight") if o in found]
         columns = min(3, len(self._operands))
         lines = -(-len(self._operands) // columns)
         width = 2.4 + columns * max(2.2, 0.16 * len(self._depths))

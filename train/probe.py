@@ -148,7 +148,8 @@ class Probe:
 
     def rows(self, trainer: Trainer) -> list[dict[str, Any]]:
         """One a layer, operand and format, over all ranks."""
-        keys = sorted(self.found)
+        layers = list(self.layers)
+        keys = sorted(self.found, key=lambda k: (layers.index(k[0]), OPERANDS.index(k[1]), *k[2:]))
         numbers = torch.tensor([self.found[key].numbers() for key in keys], dtype=torch.float64)
         summed = trainer.strategy.reduce(numbers.to(trainer.strategy.root_device), reduce_op="sum")
         rows = []

@@ -117,7 +117,7 @@ def test_tasks_need_the_harness(
 def test_smollm2_orders_the_formats(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    # by KL; mxint6 lies above mxfp8 as its QSNR lies below (29 against 31.5 dB on these weights)
+    # by KL; mxint6 is above mxfp8 as its QSNR is below (docs/reproduction.md has the conventions)
     formats = ["mxint8", "mxfp8", "mxint6", "nvfp4", "mxfp4"]
     cache = tmp_path_factory.getbasetemp().parent / "wheels"
     command = ["eval", "smollm2", "--weight-only", "--windows", "3", "--cache", str(cache)]
