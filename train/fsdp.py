@@ -46,10 +46,8 @@ class FullySharded(ModelParallelStrategy):
 
     def shard(self, model: LlamaForCausalLM, source: nn.Module | None) -> None:
         """Give a model on the meta device the weights that rank 0 holds in `source`, in shards."""
-        mesh, dtype = (
-            self.device_mesh["data_parallel"],
-            COMPUTE_DTYPES[self.precision_plugin.precision],
-        )
+        mesh = self.device_mesh["data_parallel"]
+        dtype = COMPUTE_DTYPES[self.precision_plugin.precision]
         if model.model.layers[0]._compiled_call_impl is not None:
             dtype = None  # gathers within a block would cut its graph into pieces
         shard_empty(model, mesh, self.root_device, dtype)

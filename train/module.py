@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.module import IGNORED_LABEL
@@ -188,17 +188,18 @@ class PretrainModule(LightningModule):
     # --- validation -----------------------------------------------------------------------------
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        tokens = (batch["labels"] != IGNORED_LABEL).sum()
-        if not tokens:
-            return
         finished = max(self.trainer.global_step, self._loaded_step)
         self._place(max(finished - 1, 0), batch)  # as the last update computed
-        loss = token_losses(self.model, batch).sum().double() / tokens
-        self.val_loss.update(loss, weight=tokens)
+        self._validate(batch, self.val_loss)
         if self.validate_bf16:
             with unquantized(self.model):
-                loss = token_losses(self.model, batch).sum().double() / tokens
-            self.val_loss_bf16.update(loss, weight=tokens)
+                self._validate(batch, self.val_loss_bf16)
+
+    def _validate(self, batch: Mapping[str, Tensor], metric: Metric) -> None:
+        """A batch of padding is computed too: under FSDP2 all ranks must gather together."""
+        losses, tokens = token_losses(self.model, batch), (batch["labels"] != IGNORED_LABEL).sum()
+        if tokens:
+            metric.update(losses.sum().double() / tokens, weight=tokens)
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.val_loss.compute())

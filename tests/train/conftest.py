@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-collect_ignore = ["curve.py"]  # a script beside two_ranks.py, which it imports
+collect_ignore = ["curve.py", "two_ranks.py"]  # programs that tests start
 BATCH, SEQ_LEN = 4, 8
 COLUMNS = "step,tokens_seen,train/loss,grad_norm,lr,tokens_per_second,val/loss,val/perplexity"
 

@@ -1,0 +1,53 @@
+"""On a CUDA device: the quantizers give the CPU's bits. Run by scripts/check_gpu.sh."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowbit import Key, Rounding, block_format, fake_quantize, kernels
+from lowbit.formats import NAMED
+from lowbit.noise import uniform
+
+pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
+
+
+def awkward(dtype: torch.dtype) -> Tensor:
+    """[128, 256] numbers of all sizes, among them zeros, subnormals, the largest, NaN and Inf."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(128, 256, generator=generator)
+    x *= torch.exp2(torch.randint(-40, 40, (128, 8), generator=generator).repeat_interleave(32, 1))
+    x[0], x[1] = 0.0, x[1] * 1e-40
+    x[2, 5], x[3, 7], x[4, 9] = torch.inf, torch.nan, torch.finfo(dtype).max
+    x[5, :32], x[6, 3] = -0.0, -torch.inf
+    return x.to(dtype)
+
+
+def assert_same_bits(found: Tensor, expected: Tensor) -> None:
+    """Any NaN equals any other."""
+    integer = torch.int32 if found.dtype is torch.float32 else torch.int16
+    nan = expected.isnan()
+    assert torch.equal(found.isnan(), nan)
+    assert torch.equal(found.view(integer)[~nan], expected.view(integer)[~nan])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_the_same_values(name: str, dim: int, dtype: torch.dtype) -> None:
+    x, format = awkward(dtype), block_format(name)
+    with kernels.using("off"):
+        expected = fake_quantize(x, format, dim)
+        assert_same_bits(fake_quantize(x.to(DEVICE), format, dim).cpu(), expected)
+
+
+@pytest.mark.parametrize("name", ["mxint8", "mxfp8", "mxfp4", "nvfp4"])
+def test_the_same_stochastic_rounding(name: str) -> None:
+    x, key = awkward(torch.float32), Key.of(7).fold(3).at(1000)
+    format = replace(block_format(name), rounding=Rounding.STOCHASTIC)
+    found = fake_quantize(x.to(DEVICE), format, 1, key=key).cpu()
+    with kernels.using("off"):
+        assert_same_bits(found, fake_quantize(x, format, 1, key=key))
+    assert torch.equal(uniform((64, 64), key, DEVICE).cpu(), uniform((64, 64), key))
