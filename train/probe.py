@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lowbit import BlockFormat, QuantLinear, crest_factor, rotate
 from lowbit.linear import LayerNumerics
@@ -179,6 +180,8 @@ def _matrix(x: Tensor) -> Tensor:
 def _as_computed(x: Tensor) -> Tensor:
     """As a linear layer takes it under autocast."""
     device, x = x.device.type, x.detach()
+    if isinstance(x, DTensor):  # a sharded weight: every rank gathers it at the same place
+        x = x.full_tensor()
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
