@@ -25,7 +25,7 @@ def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     verb, *arguments = shlex.split(command, comments=True)
     assert verb in VERBS
     monkeypatch.chdir(ROOT)
-    if verb == "fit":
+    if verb in ("fit", "plan"):
         assert ParsedOnly(verb, arguments).config.model.policy.name
         return
     called: list[Any] = []

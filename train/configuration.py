@@ -100,7 +100,7 @@ class RunCLI(LightningCLI):
             help="Folder of the run: configuration, metrics, checkpoints, weights "
             "(default: runs/<policy name>-s<seed>).",
         )
-        if self._verb == "fit":
+        if self._verb != "validate":
             parser.add_argument(
                 "--resume",
                 type=str,
@@ -130,7 +130,7 @@ class RunCLI(LightningCLI):
                 default=600,
                 help="Seconds that a rank waits for the others before it gives up.",
             )
-        elif self._verb == "validate":
+        else:
             parser.add_argument(
                 "--checkpoint", type=str | None, default=None, help="Whose weights to validate."
             )
