@@ -1,9 +1,10 @@
 """A vocabulary: the text of a tokenizer.json and a known end of document; trained, or bytes."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,15 @@ class Vocabulary:
 
     def encode(self, text: str) -> NDArray[Any]:
         """The ids of `text`, without special tokens."""
-        [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        return np.array(encoding.ids, dtype=self.dtype)
+        [ids] = self.encoded([text])
+        return ids
+
+    def encoded(self, texts: Iterable[str]) -> Iterator[NDArray[Any]]:
+        """The ids of each text, by as many at a time as the processor's caches hold."""
+        texts, dtype = iter(texts), np.dtype(self.dtype)
+        while batch := list(islice(texts, 32)):
+            for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                yield np.array(encoding.ids, dtype=dtype)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -24,8 +24,8 @@ def tokenize_pieces(vocabulary: Vocabulary, pieces: list[Piece]) -> Tokens:
     """The ids of the pieces by split, EOS after each document."""
     eos = np.array([vocabulary.eos_id], dtype=vocabulary.dtype)
     parts: dict[SplitName, list[NDArray[Any]]] = {name: [eos[:0]] for name in SPLITS}
-    for piece in pieces:
-        parts[piece.split] += [vocabulary.encode(piece.text)] + [eos] * piece.last
+    for piece, ids in zip(pieces, vocabulary.encoded(piece.text for piece in pieces), strict=True):
+        parts[piece.split] += [ids] + [eos] * piece.last
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 

@@ -8,13 +8,13 @@ from torch import Tensor
 from lowbit.blocks import to_blocks
 from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat
 from lowbit.noise import Key, uniform
-from lowbit.rounding import round_to_bf16, round_to_element
+from lowbit.rounding import round_to_bf16, round_to_element_
 from lowbit.scale import (
     block_amax,
     e4m3_scale,
-    e8m0_exponent,
+    e8m0_scale,
+    inverse,
     linear_scale,
-    power_of_two,
     tensor_scale,
 )
 
@@ -40,10 +40,8 @@ def scaled_blocks(x: Tensor, format: BlockFormat, dim: int) -> Scaled:
     above = None
     match format.scale:
         case ScaleFormat.E8M0:
-            exponent = e8m0_exponent(amax, format)
-            scale = power_of_two(exponent)
-            # a product is exact everywhere; GPUs divide by subnormals inexactly
-            y = blocks * power_of_two(-exponent).to(blocks.dtype)
+            scale = e8m0_scale(amax, format)
+            y = blocks * inverse(scale).to(blocks.dtype)
         case ScaleFormat.E4M3:
             above = tensor_scale(matrix, format)
             scale = e4m3_scale(amax, format, above)
@@ -57,12 +55,12 @@ def scaled_blocks(x: Tensor, format: BlockFormat, dim: int) -> Scaled:
 def rounded(
     scaled: Scaled, format: BlockFormat, dim: int, key: Key | None, clamp: bool = True
 ) -> Tensor:
-    """Codes in units of the scale, in y's dtype; a new tensor."""
+    """Codes in units of the scale, in y's place."""
     noise = None
     if key is not None:
         noise = uniform(scaled.shape, key, scaled.y.device)
         noise = to_blocks(noise, format.block_size, dim)[0]
-    codes = round_to_element(scaled.y, format.element, format.rounding, noise)
+    codes = round_to_element_(scaled.y, format.element, format.rounding, noise)
     clamps = format.clips and clamp
     return codes.clamp_(format.element.min, format.element.max) if clamps else codes
 

@@ -26,9 +26,10 @@ class LayerNumerics:
         format = self.recipe.format(name)
         if rotation := self.recipe.rotation(name.split("_")[0]):
             x = rotate(x, rotation, dim)
-        return self.backend.operand(x, format, dim, self._key(name))
+        return self.backend.operand(x, format, dim, self.key_of(name))
 
-    def _key(self, name: str) -> Key | None:
+    def key_of(self, name: str) -> Key | None:
+        """The random numbers of an operand; None where it is rounded deterministically."""
         format = self.recipe.format(name)
         if format is None or format.rounding is not Rounding.STOCHASTIC:
             return None
@@ -45,7 +46,7 @@ class LayerNumerics:
         if across is None or down is None or rotated:
             first, second = (self.operand(n, grad_output, 1 - i) for i, n in enumerate(names))
             return first, second
-        keys = map(self._key, names)
+        keys = map(self.key_of, names)
         return self.backend.operands(grad_output, *zip((across, down), keys, strict=True))
 
     # One function a GEMM: its operands are gone when it returns.
@@ -148,12 +149,16 @@ class QuantLinear(nn.Linear):
             dtype = torch.get_autocast_dtype(device)
             input, weight = input.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        key = self.randomness.key(self.index) if self.recipe.is_random and self.randomness else None
-        numerics = LayerNumerics(self.recipe, self.backend, key)
+        numerics = self.numerics()
         with torch.autocast(device, enabled=False):  # operands held in FP32 stay so
             matrix = input.reshape(-1, self.in_features)
             output: Tensor = _QuantizedLinear.apply(matrix, weight, bias, numerics)  # type: ignore[no-untyped-call]  # torch's
         return output.reshape(*input.shape[:-1], self.out_features)
+
+    def numerics(self) -> LayerNumerics:
+        """How it computes now."""
+        key = self.randomness.key(self.index) if self.recipe.is_random and self.randomness else None
+        return LayerNumerics(self.recipe, self.backend, key)
 
     def extra_repr(self) -> str:
         """The recipe beside the shape."""

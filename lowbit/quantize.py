@@ -8,7 +8,7 @@
 | all-zero block             | zeros, signs kept; the E8M0 scale is 2^-127                        |
 | subnormals                 | exact: E8M0 scales reach down to 2^-127, a subnormal of FP32       |
 | beyond the element's range | saturates, sign kept (impossible under rceil and ceil)             |
-| rounds beyond x's dtype    | the largest finite number of that dtype                            |
+| rounds beyond x's dtype    | the largest finite number of that dtype (GEMM operands: infinite)  |
 | -0.0, negative underflow   | -0.0 (integer codes hold none: dequantize gives 0.0)               |
 | axis no block divides      | as if filled with zeros                                            |
 | 0-d                        | one block of one value                                             |
@@ -48,13 +48,13 @@ def fake_quantize(
     >>> fake_quantize(torch.tensor([1.0, 0.3, -0.004]), "mxint8")
     tensor([1.0000, 0.2969, -0.0000])
     """
-    format = _checked(x, format, key)
+    format = checked(x, format, key)
     if (done := kernels.fake_quantize(x, format, dim, key)) is not None:
         return done
     values, tensor_scale = quantize_values(x, format, dim, key=key)
     if tensor_scale is not None:
-        values = saturated(values.float() * tensor_scale, x.dtype)
-    return values.to(x.dtype)
+        values = values.float() * tensor_scale
+    return saturated(values, x.dtype).to(x.dtype)
 
 
 def quantize_values(
@@ -62,16 +62,15 @@ def quantize_values(
 ) -> tuple[Tensor, Tensor | None]:
     """`fake_quantize` with the tensor scale of NV formats (FP32 scalar, else None) kept apart.
 
-    The values, code x block scale, come in FP32, or in BF16 where that loses nothing.
+    The values, code x block scale, come in FP32, or in BF16 where that loses nothing; they do not
+    saturate: what rounds to 2^128 is infinite.
     """
-    format = _checked(x, format, key)
+    format = checked(x, format, key)
     if (done := kernels.quantize_values(x, format, dim, key)) is not None:
         return done
     scaled = scaled_blocks(x, format, dim)
     codes = rounded(scaled, format, dim, key)
     values = codes.mul_(scaled.scale.to(codes.dtype))
-    if scaled.tensor_scale is None:
-        values = saturated(values, x.dtype)
     return from_blocks(values, scaled.inside, scaled.shape).reshape(x.shape), scaled.tensor_scale
 
 
@@ -79,7 +78,7 @@ def unclamped_codes(
     x: Tensor, format: BlockFormat, dim: int = -1, *, key: Key | None = None
 ) -> Tensor:
     """Codes as rounding leaves them, before the element's range saturates; shape of `x`."""
-    format = _checked(x, format, key)
+    format = checked(x, format, key)
     scaled = scaled_blocks(x, format, dim)
     codes = rounded(scaled, format, dim, key, clamp=False)
     return from_blocks(codes, scaled.inside, scaled.shape).reshape(x.shape)
@@ -116,8 +115,7 @@ class QuantizedTensor:
     def _scale_values(self) -> Tensor:
         match self.format.scale:
             case ScaleFormat.E8M0:
-                exponent = self.scale.to(torch.int32) - 127
-                return power_of_two(exponent)
+                return power_of_two(self.scale)
             case ScaleFormat.E4M3:
                 return encoding.decode(self.scale, E4M3)
             case _:
@@ -153,7 +151,7 @@ def quantize(
     >>> q.codes.tolist(), q.scale.tolist(), q.ocp_scale().tolist()
     ([64, 19, 0], [121], [127])
     """
-    format = _checked(x, format, key)
+    format = checked(x, format, key)
     scaled = scaled_blocks(x, format, dim)
     codes = from_blocks(rounded(scaled, format, dim, key), scaled.inside, scaled.shape)
     scale = scaled.scale
@@ -172,7 +170,8 @@ def quantize(
     return QuantizedTensor(elements, stored, scaled.tensor_scale, format, dim)
 
 
-def _checked(x: Tensor, format: BlockFormat | str, key: Key | None) -> BlockFormat:
+def checked(x: Tensor, format: BlockFormat | str, key: Key | None) -> BlockFormat:
+    """The format itself; ValueError for what no format quantizes, and for a key without use."""
     if isinstance(format, str):
         format = block_format(format)
     if not x.is_floating_point():

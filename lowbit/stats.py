@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowbit import kernels
 from lowbit.blocks import to_blocks
 from lowbit.definition import scaled_blocks
 from lowbit.formats import BlockFormat, IntFormat
 from lowbit.noise import Key
-from lowbit.quantize import unclamped_codes
+from lowbit.quantize import checked, fake_quantize, unclamped_codes
 from lowbit.unbiased import GradientErrors as GradientErrors
 from lowbit.unbiased import gradient_errors as gradient_errors
 
@@ -23,8 +24,58 @@ def qsnr_db(x: Tensor, quantized: Tensor) -> Tensor:
     return -10 * torch.log10(noise / x.square().sum())
 
 
+@dataclass(frozen=True)
+class QuantizationError:
+    """Sums over the elements of a tensor; those of its parts (micro-batches, ranks) add up."""
+
+    signal: float = 0.0  #: of x²
+    noise: float = 0.0  #: of (x - q)²
+    nonzero: int = 0  #: elements of x that are not zero
+    kept: int = 0  #: elements of q that are not zero
+    count: int = 0  #: elements
+
+    def __add__(self, other: "QuantizationError") -> "QuantizationError":
+        mine, theirs = vars(self), vars(other)
+        return QuantizationError(*(mine[name] + theirs[name] for name in mine))
+
+    @property
+    def qsnr_db(self) -> float:
+        """`qsnr_db`; NaN for zeros, infinite without noise."""
+        if self.signal == 0 or math.isnan(self.noise):
+            return math.nan
+        return -10 * math.log10(self.noise / self.signal) if self.noise else math.inf
+
+    @property
+    def underflow_share(self) -> float:
+        """`underflow_share`: no zero of x becomes another value."""
+        return (self.nonzero - self.kept) / self.count if self.count else math.nan
+
+
+def quantization_error(
+    x: Tensor, format: BlockFormat, dim: int = -1, *, key: Key | None = None
+) -> QuantizationError:
+    """What `fake_quantize` of `x` in FP32 does to it, in one read of it on a CPU.
+
+    >>> from lowbit.formats import block_format
+    >>> error = quantization_error(torch.tensor([127.0, 0.25]), block_format("mxint8"))
+    >>> error.noise, error.nonzero, error.kept
+    (0.0625, 2, 1)
+    """
+    format = checked(x, format, key)
+    done = kernels.quantization_sums(x, format, dim, key)
+    if done is not None:
+        return QuantizationError(*done, count=x.numel())
+    x = x.detach().float()
+    q = fake_quantize(x, format, dim, key=key)
+    signal, noise = (float(values.double().square().sum()) for values in (x, x - q))
+    nonzero, kept = (int(values.count_nonzero()) for values in (x, q))
+    return QuantizationError(signal, noise, nonzero, kept, x.numel())
+
+
 def crest_factor(x: Tensor, block_size: int = 32, dim: int = -1) -> Tensor:
-    """max |x| / RMS of each block along `dim` (zero fill counted in); NaN for zeros."""
+    """max |x| / RMS of each block along `dim` (zero fill counted in), float64; NaN for zeros."""
+    if (done := kernels.crest_factors(x, block_size, dim)) is not None:
+        return done
     blocks, inside = to_blocks(x.double(), block_size, dim)
     return blocks.abs().amax(inside) / blocks.square().mean(inside).sqrt()
 

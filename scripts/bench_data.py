@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from data.chunks import PIECE_CHARACTERS, cut
 from data.corpus import corpus_documents
@@ -30,9 +29,9 @@ from data.shards import Manifest, Shard, Split, TokenShards
 from data.vocabulary import trained_vocabulary
 
 SEQ_LEN = 2048
-REPEATS = 3
+REPEATS = 5
 BATCH = 100  # texts: small enough to stay in the processor's caches, where it is fastest
-COPIES = 2  # of 10 MB of text, so that the start of the workers weighs little
+COPIES = {1: 1, 2: 4}  # of 10 MB of text: the start of worker processes shall weigh little
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -79,32 +78,36 @@ def bench_loader(folder: Path) -> None:
 
 
 def bench_prepare(folder: Path, cache: Path) -> None:
-    """Processor time of `encode_batch_fast` alone, over that of preparing the same texts."""
+    """Processor time of `encode_batch_fast` alone, over that of preparing the same texts.
+
+    They alternate, and each is compared with the mean of its neighbours: a core's speed drifts.
+    """
     documents = corpus_documents("wiki", cache) + corpus_documents("shakespeare", cache)
     vocabulary = trained_vocabulary(documents, 4096)
     (folder / "tokenizer.json").write_text(vocabulary.json)
+    texts = [piece for text in documents for piece, _ in cut([text], PIECE_CHARACTERS)]
     rows = "".join(json.dumps({"text": text}) + "\n" for text in documents)
-    (folder / "texts.jsonl").write_text(rows * COPIES)
-    text_bytes = COPIES * sum(len(text.encode()) for text in documents)
-    texts = [piece for text in documents for piece, _ in cut([text], PIECE_CHARACTERS)] * COPIES
-    request = Request(text=(f"{folder}/texts.jsonl",), tokenizer=f"{folder}/tokenizer.json")
-    ratios: dict[int, list[float]] = {workers: [] for workers in (1, os.cpu_count() or 1)}
-    for repeat in range(REPEATS):
 
-        def tokenize(tokenizer: Tokenizer = replace(vocabulary).tokenizer) -> None:  # noqa: B008
-            for start in range(0, len(texts), BATCH):
-                tokenizer.encode_batch_fast(texts[start : start + BATCH])
+    def tokenize(copies: int) -> None:
+        tokenizer = replace(vocabulary).tokenizer
+        for start in range(0, copies * len(texts), BATCH):
+            first = start % len(texts)
+            tokenizer.encode_batch_fast(texts[first : first + BATCH])
 
-        own = cpu_seconds(tokenize)
-        for workers, found in ratios.items():
+    for workers, copies in COPIES.items():
+        (folder / "texts.jsonl").write_text(rows * copies)
+        request = Request(text=(f"{folder}/texts.jsonl",), tokenizer=f"{folder}/tokenizer.json")
+        own, ratios = [cpu_seconds(lambda: tokenize(copies))], []  # noqa: B023 (called at once)
+        for repeat in range(REPEATS):
             out = folder / f"out-{workers}-{repeat}"
             took = cpu_seconds(lambda: prepare(out, request, workers=workers))  # noqa: B023
-            found.append(own / took)
-        print(f"tokenizer alone: {text_bytes / own / 1e6:.2f} MB/s per core")
-    for workers, found in ratios.items():
+            own.append(cpu_seconds(lambda: tokenize(copies)))  # noqa: B023
+            ratios.append((own[-1] + own[-2]) / 2 / took)
+        speed = copies * sum(map(len, texts)) / statistics.median(own) / 1e6
         print(
-            f"prepare, {workers} worker(s): {statistics.median(found):.0%} of that per core "
-            f"({REPEATS} pairs: {min(found):.0%} to {max(found):.0%})"
+            f"prepare, {workers} worker(s): {statistics.median(ratios):.0%} of the tokenizer's "
+            f"{speed:.2f} M characters/s per core "
+            f"({REPEATS} pairs: {min(ratios):.0%} to {max(ratios):.0%})"
         )
 
 

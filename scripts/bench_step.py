@@ -14,20 +14,18 @@ import os
 import platform
 import statistics
 import time
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lowbit import Randomness, convert_linears
 from train.configuration import read_policy
+from train.live_bytes import LiveBytes
 from train.module import token_losses
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -42,37 +40,6 @@ MODELS: dict[str, tuple[dict[str, Any], int, int]] = {
         *(4, 512),
     ),
 }  # fmt: skip
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages alive; a storage counts once, from its first sight to its death."""
-
-    def __init__(self, known: Iterator[Tensor]) -> None:
-        super().__init__()
-        self._seen: set[int] = set()
-        self.now = self.peak = 0
-        for x in known:
-            self._see(x)
-
-    def _see(self, x: Tensor) -> None:
-        storage = x.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._seen:
-            self._seen.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **kwargs or {})
-        for x in tree_iter(result):
-            if isinstance(x, Tensor):
-                self._see(x)
-        return result
 
 
 class Trainee:

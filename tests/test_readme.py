@@ -30,7 +30,7 @@ def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     called: list[Any] = []
     modules = ("data.prepare", "train.sweep", "train.compare", "train.formats_table")
-    analysis = ("analyze", "evaluate", "theory")
+    analysis = ("analyze", "evaluate", "theory", "reproduce")
     for module in (*modules, *(f"train.analysis.{name}" for name in analysis)):
         monkeypatch.setattr(f"{module}.run", lambda args: called.append(args) or 0)
     assert main([verb, *arguments]) == 0

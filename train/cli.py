@@ -8,6 +8,7 @@ from collections.abc import Callable
 VERBS = {
     "fit": "train one run, or go on with it",
     "validate": "validation loss of a checkpoint",
+    "plan": "memory, FLOPs and days of a run, before it starts",
     "prepare": "text -> packed token shards",
     "sweep": "the same run under several recipes and seeds",
     "compare": "run folders -> gap table, picture, report",
@@ -15,7 +16,9 @@ VERBS = {
     "analyze": "QSNR and crest factors of a model's operands",
     "eval": "perplexity and KL of a trained model cast into formats",
     "theory": "QSNR against crest factor, in theory and on random numbers",
+    "reproduce": "the study's published results against measured ones",
 }
+_CONFIGURED = {"fit": "train.fit", "validate": "train.fit", "plan": "train.budget"}
 _MODULES = {
     "prepare": "data.prepare",
     "sweep": "train.sweep",
@@ -24,6 +27,7 @@ _MODULES = {
     "analyze": "train.analysis.analyze",
     "eval": "train.analysis.evaluate",
     "theory": "train.analysis.theory",
+    "reproduce": "train.analysis.reproduce",
 }
 EXIT_CODES = (
     "exit codes: 0 done, 1 a bound of compare exceeded, 2 bad input, 3 not finite; "
@@ -34,8 +38,9 @@ EXIT_CODES = (
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; heavy imports happen inside it."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (["fit"], ["validate"]):
-        return _guarded(lambda: getattr(importlib.import_module("train.fit"), argv[0])(argv[1:]))
+    if argv and argv[0] in _CONFIGURED:
+        module = _CONFIGURED[argv[0]]
+        return _guarded(lambda: getattr(importlib.import_module(module), argv[0])(argv[1:]))
     parser = argparse.ArgumentParser(
         prog="lowbit",
         description="Pretrain Llama models in low-bit block formats, and compare with BF16.",
@@ -45,8 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     for verb, summary in VERBS.items():
         subparser = verbs.add_parser(verb, help=summary, description=summary)
         if verb in _MODULES and argv[:1] == [verb]:
-            module = importlib.import_module(_MODULES[verb])
-            module.add_arguments(subparser)
+            importlib.import_module(_MODULES[verb]).add_arguments(subparser)
     args = parser.parse_args(argv)
     return _guarded(lambda: importlib.import_module(_MODULES[args.verb]).run(args))
 

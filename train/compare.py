@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -12,7 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from train.behaviour import behaviour, common_target
+from train.bounds import EQUAL_COLUMNS, over_bound, unequal
+from train.branch_set import find_branches, read_branches
 from train.gaps import MIN_UNITS, RULE, Pair, compare_pair, matched
+from train.golden import export_curves, import_curves
 from train.pairing import FIELDS, check_pairing
 from train.runs import SMOOTHING, CastGap, Run, read_cast_gaps, read_runs
 from train.table import terminal
@@ -26,11 +30,13 @@ CAST = (
     "cast gap: val loss of the baseline's final weights evaluated under the recipe, minus that"
     " without it; s.e. over validation windows; no training noise, and no effect of training either"
 )
-EQUAL_COLUMNS = ("step", "tokens_seen", "train/loss", "grad_norm", "lr", "val/loss")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Compare runs with the first. Exit codes: 0, 1 over a bound, 2 refused."
+    parser.description = (
+        "Compare runs with the first. Exit codes: 0 done, 1 over --max-gap or not equal (all is"
+        " written all the same), 2 refused: not a pair, not readable, nothing written."
+    )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a sweep (bf16 first)"
     )
@@ -45,29 +51,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--assert-equal", action="store_true",
-        help=f"exit 1 unless bitwise equal to the baseline in {', '.join(EQUAL_COLUMNS)}",
+        help="exit 1 unless bitwise equal, to the baseline or to --import's runs of the same name,"
+        f" in {', '.join(EQUAL_COLUMNS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tensorboard", action="store_true",
+        help="write a TensorBoard folder too: overlaid curves, mean gaps, HParams",
+    )  # fmt: skip
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE", help="write the runs' curves: golden ones for CI"
+    )
+    parser.add_argument(
+        "--import", type=Path, dest="import_", metavar="FILE",
+        help="exported curves to compare with; the first of them is the baseline",
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    runs = read_runs(args.runs)
+    branches = [found for path in args.runs for found in find_branches(path)]
+    folders = [path for path in args.runs if read_branches(path) is None]
+    if not folders:
+        raise ValueError("branches alone: give the runs, or the sweep, that they belong to as well")
+    golden = import_curves(args.import_) if args.import_ else []
+    runs = read_runs(folders, golden)
     result = compare(runs, check_pairing(runs, args.allow))
+    result["branches"] = [found.document(path) for path, found in branches]
     if (args.assert_equal or args.max_gap is not None) and not result["pairs"]:
         raise ValueError(f"a bound needs a recipe beside the baseline {result['baseline']}")
-    allow, out = (["--allow", *args.allow], ["--out", args.out])
-    parts = [*args.runs, *(allow if args.allow else []), *(out if args.out else [])]
-    result["command"] = shlex.join(["lowbit", "compare", *map(str, parts)])
+    result["command"] = _command(args)
     failures = [*over_bound(result, args.max_gap)] if args.max_gap is not None else []
-    failures += [*unequal(runs)] if args.assert_equal else []
+    failures += [*unequal(runs, golden)] if args.assert_equal else []
     from train.report import write_report  # matplotlib takes its time
 
-    first = args.runs[0]
-    folder = args.out or (first.resolve().parent if first == runs[0].path else first) / "compare"
+    first = folders[0]
+    is_run = (first / "run.json").exists()
+    folder = args.out or (first.resolve().parent if is_run else first) / "compare"
     write_report(result, runs, folder)
+    if args.tensorboard:
+        from train.overlay import write_overlay  # so does TensorBoard
+
+        write_overlay(json.loads((folder / "compare.json").read_text()), folder)
+    if args.export:
+        export_curves(
+            [one for one in runs if one.path not in [g.path for g in golden]], args.export
+        )
     print(f"{terminal(result)}\n\nreport: {folder / 'report.html'}")
     for failure in failures:
         print(f"FAILED {failure}")
     return 1 if failures else 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What made this report."""
+    parts = [*args.runs]
+    for flag, value in (("--import", args.import_), ("--allow", args.allow), ("--out", args.out)):
+        parts += [flag, *(value if isinstance(value, list) else [value])] if value else []
+    return shlex.join(["lowbit", "compare", *map(str, parts)])
 
 
 def compare(runs: list[Run], allowed: Collection[str] = ()) -> dict[str, Any]:
@@ -77,18 +116,24 @@ def compare(runs: list[Run], allowed: Collection[str] = ()) -> dict[str, Any]:
         groups.setdefault(one.label, {})[one.seed] = one
     baseline = groups[runs[0].label]
     casts = {seed: _cast_gaps(one, runs) for seed, one in baseline.items()}
-    rows = [_row(one, baseline.get(one.seed), casts.get(one.seed, {})) for one in runs]
+    target = common_target(runs)
+    rows = [
+        _row(one, baseline.get(one.seed), casts.get(one.seed, {})) | behaviour(one, target)
+        for one in runs
+    ]
     pairs = [compare_pair(a, b) for a, b in combinations(groups.values(), 2)]
     return {
         "format_version": 1,
         "baseline": runs[0].label,
         "smoothing": SMOOTHING,
+        "target": target,
         "rule": RULE,
         "notes": _notes(runs, baseline, pairs, casts),
         "allowed": list(allowed),
         "runs": rows,
         "recipes": [_recipe(group) for group in groups.values()],
         "pairs": [asdict(pair) for pair in pairs],
+        "branches": [],
     }
 
 
@@ -172,40 +217,3 @@ def _notes(
             "No cast gap: `lowbit sweep` leaves it as cast_gap.json in the baseline's run folder."
         )
     return notes
-
-
-def over_bound(result: dict[str, Any], bound: float) -> Iterable[str]:
-    if not math.isfinite(bound):
-        raise ValueError(f"--max-gap {bound} bounds nothing: give a finite number")
-    for pair in (pair for pair in result["pairs"] if pair["a"] == result["baseline"]):
-        if "diverged" in pair["verdict"]:
-            yield f"--max-gap {bound}: {pair['verdict']}"
-        elif pair["mean"] is None:
-            raise ValueError(f"--max-gap {bound}: {pair['b']} has no gap ({pair['verdict']})")
-        elif pair["mean"] > bound:
-            yield f"--max-gap {bound}: {pair['b']} is {pair['mean']:+.5f} above {pair['a']}"
-
-
-def unequal(runs: list[Run]) -> Iterable[str]:
-    """The first difference of each run from the baseline run of its seed."""
-    baseline = {one.seed: one for one in runs if one.label == runs[0].label}
-    for one in (one for one in runs if one.label != runs[0].label):
-        if one.seed not in baseline:
-            raise ValueError(f"--assert-equal: no {runs[0].label} run of seed {one.seed}")
-        difference = _first_difference(baseline[one.seed], one)
-        if difference:
-            yield f"--assert-equal: {one.path} against {baseline[one.seed].path}: {difference}"
-
-
-def _first_difference(a: Run, b: Run) -> str | None:
-    if len(a.metrics["step"]) != len(b.metrics["step"]):
-        return f"{len(b.metrics['step'])} steps, not {len(a.metrics['step'])}"
-    for column in EQUAL_COLUMNS:
-        if (column in a.metrics) != (column in b.metrics):
-            return f"{column} is in one of them only"
-        if column in a.metrics:
-            x, y = a.metrics[column], b.metrics[column]
-            for i in np.flatnonzero((x != y) & ~(np.isnan(x) & np.isnan(y)))[:1]:
-                step = int(a.metrics["step"][i])
-                return f"{column} at step {step} is {float(y[i])!r}, not {float(x[i])!r}"
-    return None

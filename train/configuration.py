@@ -6,77 +6,30 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from data.module import TokenDataModule
-from lowbit import (
-    Arithmetic,
-    BlockFormat,
-    LayerPolicy,
-    Rounding,
-    ScaleFormat,
-    ScaleRule,
-    block_format,
-)
+from lowbit import LayerPolicy
+from train import format_yaml as format_yaml  # formats by name
 from train.checkpoint import AtomicCheckpointIO, step_of
 from train.code_use import CodeUse
+from train.diagnostics import Diagnostics, Microscope
 from train.guards import NonFiniteReport, SpikeReport
-from train.launch import check_launch
 from train.lock import RunLock
 from train.metrics_csv import MetricsCsv
 from train.module import PretrainModule
 from train.names import checked_name, checked_run_dir
 from train.progress import Progress
 from train.record import RunRecord, command_line
+from train.rendezvous import check_launch
 from train.resume import choose_resume_point
 from train.saving import Checkpoints, DiskFull, SavePolicy
 from train.signals import StopRequest, leave_signals_alone, on_first_rank
 from train.step_metrics import StepMetrics
+from train.throughput import StepTimes, Throughput
 from train.yaml_safe import load_yaml, use_strict_yaml
-
-_ENUMS = {
-    "scale": ScaleFormat,
-    "scale_rule": ScaleRule,
-    "rounding": Rounding,
-    "arithmetic": Arithmetic,
-}
-
-
-def read_format(value: Any) -> BlockFormat:
-    """`mxint8`, or {name: mxint8, scale_rule: floor, symmetric: false, ...}."""
-    if isinstance(value, BlockFormat):
-        return value
-    if isinstance(value, str):
-        return block_format(value)
-    if not isinstance(value, dict) or "name" not in value:
-        raise ValueError(f"{value!r} is neither a format's name nor a mapping with `name`")
-    changes = dict(value)
-    name = changes.pop("name")
-    for field, enum in _ENUMS.items():
-        if changes.get(field) is not None:
-            changes[field] = enum(changes[field])
-    if isinstance(changes.get("block_size"), list):
-        changes["block_size"] = tuple(changes["block_size"])
-    if "symmetric" in changes:
-        element = block_format(name).element
-        changes["element"] = type(element)(element.bits, symmetric=changes.pop("symmetric"))  # type: ignore[call-arg]  # a float element raises
-    return block_format(name, **changes)
-
-
-def write_format(format: BlockFormat) -> Any:
-    """What `read_format` reads."""
-    plain: dict[str, Any] = {}
-    for field, value in format.changes().items():
-        if field == "element":
-            plain["symmetric"] = value.symmetric
-        elif field in _ENUMS:
-            plain[field] = None if value is None else value.value
-        else:
-            plain[field] = list(value) if isinstance(value, tuple) else value
-    return {"name": format.name} | plain if plain else format.name
 
 
 def read_policy(plain: dict[str, Any]) -> LayerPolicy:
@@ -87,7 +40,14 @@ def read_policy(plain: dict[str, Any]) -> LayerPolicy:
     return policy
 
 
-register_type(BlockFormat, serializer=write_format, deserializer=read_format)
+def read_module(plain: dict[str, Any]) -> PretrainModule:
+    """A module from the `model` section of a config.yaml."""
+    use_strict_yaml()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PretrainModule, "model")
+    module: PretrainModule = parser.instantiate(parser.parse_object({"model": plain})).model
+    return module
+
 
 TRAINER_DEFAULTS = {
     "precision": "bf16-mixed",
@@ -159,12 +119,18 @@ class RunCLI(LightningCLI):
                 help="When a checkpoint cannot be written: stop, or continue without it.",
             )
             parser.add_argument(
+                "--diagnostics",
+                type=Diagnostics | None,
+                default=None,
+                help="What formats do to operands and gradients while the run trains.",
+            )
+            parser.add_argument(
                 "--collective_timeout",
                 type=int,
                 default=600,
                 help="Seconds that a rank waits for the others before it gives up.",
             )
-        else:
+        elif self._verb == "validate":
             parser.add_argument(
                 "--checkpoint", type=str | None, default=None, help="Whose weights to validate."
             )
@@ -198,7 +164,9 @@ class RunCLI(LightningCLI):
         step = 0 if self.resume_point is None else step_of(self.resume_point)
         board = TensorBoardLogger(self.run_dir, name="", version="", purge_step=step + 1)
         trainer = super().instantiate_trainer(
-            logger=[board, MetricsCsv(self.run_dir, step)], plugins=[AtomicCheckpointIO()]
+            logger=[board, MetricsCsv(self.run_dir, step)],
+            plugins=[AtomicCheckpointIO()],
+            profiler=self.config_init["trainer"]["profiler"] or StepTimes(),
         )
         check_launch(trainer)
         leave_signals_alone(trainer)
@@ -217,7 +185,10 @@ class RunCLI(LightningCLI):
         checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop)
         record = RunRecord(self.run_dir, command_line())
         report = NonFiniteReport(self.run_dir)
-        return [CodeUse(), StepMetrics(), SpikeReport(), Progress(), report, checkpoints, record]
+        plan = self.config_init["diagnostics"]
+        microscope = [Microscope(plan, self.model, self.run_dir)] if plan else []
+        metrics = [CodeUse(), *microscope, Throughput(self.run_dir), StepMetrics(), SpikeReport()]
+        return [*metrics, Progress(), report, checkpoints, record]
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain data."""

@@ -14,9 +14,9 @@ from train.checkpoint import read_manifest, step_of
 from train.configuration import RunCLI
 from train.fsdp import gathered
 from train.initial import empty_model
-from train.launch import is_lost_rank
 from train.recipe_table import describe
 from train.record import finish_record, run_status
+from train.rendezvous import is_lost_rank
 from train.resume import check_origin, check_unchanged, set_later_aside
 from train.saving import recipe_of
 from train.signals import Preempted, end_with_launcher, requeue

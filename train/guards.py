@@ -13,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from train.behaviour import SPIKE_DEVIATIONS, SPIKE_MARGIN, SPIKE_MIN_STEPS, SPIKE_WINDOW
+
 if TYPE_CHECKING:
     from train.module import PretrainModule
 
@@ -122,16 +124,12 @@ def _first_bad_output(model: nn.Module, batch: Mapping[str, Tensor]) -> str | No
 class SpikeReport(Callback):
     """Says when a step's loss stands out from those before it; training goes on.
 
-    A spike is more than `deviations` standard deviations, and a tenth of a nat, above the mean of
-    the last `WINDOW` losses. Stands after StepMetrics, whose loss it reads.
+    A spike is more than SPIKE_DEVIATIONS standard deviations, and SPIKE_MARGIN, above the mean of
+    the last SPIKE_WINDOW losses. Stands after StepMetrics, whose loss it reads.
     """
 
-    WINDOW = 50
-    MIN_STEPS = 20
-    DEVIATIONS = 6.0
-
     def __init__(self) -> None:
-        self._losses: deque[float] = deque(maxlen=self.WINDOW)
+        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -139,9 +137,12 @@ class SpikeReport(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         loss = float(trainer.progress_bar_metrics["loss"])
-        if len(self._losses) >= self.MIN_STEPS:
+        if len(self._losses) >= SPIKE_MIN_STEPS:
             mean, deviation = statistics.fmean(self._losses), statistics.stdev(self._losses)
-            if loss > mean + max(self.DEVIATIONS * deviation, 0.1) and trainer.is_global_zero:
+            if (
+                loss > mean + max(SPIKE_DEVIATIONS * deviation, SPIKE_MARGIN)
+                and trainer.is_global_zero
+            ):
                 print(
                     f"lowbit: loss spike at step {trainer.global_step}: {loss:.4f}, after a mean "
                     f"of {mean:.4f} over {len(self._losses)} steps; training goes on",

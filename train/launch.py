@@ -1,52 +1,100 @@
-"""Before several processes wait for each other, and when one of them is lost."""
+"""Runs of a sweep in processes of their own, N at a time, none of which outlives the sweep."""
 
+import ctypes
 import os
-import re
-import socket
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
-import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from train.lock import holder
+from train.plan import PlannedRun
 
-from train.fsdp import COMPUTE_DTYPES, FullySharded
-from train.signals import on_first_rank
-
-_GONE = re.compile("Connection (closed|reset) by peer|timed out|Timed out|Broken pipe")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # what `lowbit fit` answers
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+POLL_SECONDS = 0.1
 
 
-def check_launch(trainer: Trainer) -> None:
-    """Raise ValueError for a strategy, precision or backend that is not there, or a port in use."""
-    strategy = trainer.strategy
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullySharded):
-        name = type(strategy).__name__  # it would write checkpoints past our rules
-        raise ValueError(
-            f"trainer.strategy is {name}: expected auto (one device), ddp or fsdp2; tensor "
-            "parallelism would cut the blocks of the formats apart"
-        )
-    precision = str(strategy.precision_plugin.precision)
-    if isinstance(strategy, FullySharded) and precision not in COMPUTE_DTYPES:
-        raise ValueError(
-            f"trainer.precision={precision} with fsdp2: expected one of {[*COMPUTE_DTYPES]}"
-        )
-    if isinstance(strategy, SingleDeviceStrategy):
-        return
-    if strategy.root_device.type == "cuda" and not torch.distributed.is_nccl_available():
-        raise ValueError(
-            "this PyTorch has no NCCL, through which GPUs talk: install a CUDA build of it, or "
-            "train on one device (trainer.devices=1, trainer.strategy=auto)"
-        )
-    agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own
-    if on_first_rank() and not agent_listens and strategy.cluster_environment is not None:
-        port = strategy.cluster_environment.main_port
+def fit_command(planned: PlannedRun, configs: tuple[Path, ...]) -> list[str]:
+    """`lowbit fit` in this Python; -P: the current folder's own `data` must not stand for ours."""
+    return [sys.executable, "-P", "-m", "train.cli", *planned.command(configs)]
+
+
+class Launcher:
+    """Signals to the sweep go to its runs, which save and end; a killed sweep takes them along."""
+
+    def __init__(self, configs: tuple[Path, ...], jobs: int) -> None:
+        self._configs, self._jobs = configs, jobs
+        self._running: dict[PlannedRun, subprocess.Popen[bytes]] = {}
+        self._end_with_parent = _end_with_parent()
+        self.stopped = 0  #: the signal that ended the sweep
+
+    def run(self, runs: list[PlannedRun]) -> dict[Path, str]:
+        """Run all; the folders of those that failed, and why."""
+        before = {number: signal.signal(number, self._forward) for number in SIGNALS}
+        waiting, failed = deque(runs), dict[Path, str]()
         try:
-            socket.create_server(("", port)).close()
-        except OSError as error:
-            raise ValueError(
-                f"the rendezvous port {port} cannot be used ({error.strerror}): set MASTER_PORT to "
-                "a free one"
-            ) from None
+            while self._running or (waiting and not self.stopped):
+                while waiting and len(self._running) < self._jobs and not self.stopped:
+                    self._start(waiting)
+                time.sleep(POLL_SECONDS)
+                for planned, process in list(self._running.items()):
+                    if (code := process.poll()) is not None:
+                        del self._running[planned]
+                        if code not in (0, 3) and not self.stopped:  # 3: diverged, a result
+                            failed[planned.folder] = f"exit code {code}"
+        finally:
+            for process in self._running.values():
+                process.kill()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return failed
+
+    def _start(self, waiting: "deque[PlannedRun]") -> None:
+        """Start the next run, unless its folder's last job is still ending: then wait for it."""
+        planned = waiting.popleft()
+        if (who := holder(planned.folder)) is not None:
+            print(f"{planned.folder} is in use by {who}: waiting for it", flush=True)
+            while holder(planned.folder) is not None and not self.stopped:
+                time.sleep(POLL_SECONDS)
+        output: Any = None
+        if self._jobs > 1:  # the lines of several runs would mix
+            log = planned.folder.with_name("logs") / f"{planned.folder.name}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            output = log.open("ab")
+            print(f"{planned.folder}: output in {log}", flush=True)
+        environment = dict(os.environ)
+        if self._jobs > 1:  # as many threads in all as there are cores
+            share = max(1, (os.cpu_count() or 1) // self._jobs)
+            environment.setdefault("OMP_NUM_THREADS", str(share))
+        self._running[planned] = subprocess.Popen(
+            fit_command(planned, self._configs),
+            start_new_session=True,  # the terminal's Ctrl-C comes to the sweep alone, and once
+            preexec_fn=self._end_with_parent,
+            stdout=output, stderr=subprocess.STDOUT if output else None, env=environment,
+        )  # fmt: skip
+        if output:
+            output.close()
+
+    def _forward(self, signum: int, frame: FrameType | None) -> None:
+        self.stopped = signum
+        for process in self._running.values():
+            process.send_signal(signum)
 
 
-def is_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process is gone or does not answer."""
-    return isinstance(error, torch.distributed.DistError) or bool(_GONE.search(str(error)))
+def _end_with_parent() -> Any:
+    """For the child, between fork and exec: SIGTERM (save and end) when the sweep is gone."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def prepare() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was gone before that call
+            os._exit(1)
+
+    return prepare

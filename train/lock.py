@@ -3,6 +3,8 @@
 import fcntl
 import os
 import socket
+import struct
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -58,3 +60,14 @@ class RunLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def holder(folder: Path) -> str | None:
+    """Who holds the folder's lock, asked without taking it; None: nobody (or no Linux to ask)."""
+    path = folder / "lock"
+    if sys.platform != "linux" or not path.exists():
+        return None
+    with path.open("rb+") as file:
+        flock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, flock))[0]
+        return None if kind == fcntl.F_UNLCK else file.read().decode().strip()

@@ -23,6 +23,7 @@ from lowbit import (
     enter_phase,
     unquantized,
 )
+from train.controls import Control, SignedError, perturb, with_keys
 from train.fsdp import FullySharded
 from train.guards import check_finite
 from train.initial import empty_model, pretrained_model, random_model, weights_hash
@@ -71,6 +72,7 @@ class PretrainModule(LightningModule):
         gradient_checkpointing: bool = False,
         compile_blocks: bool = False,
         validate_bf16: bool = False,
+        control: Control | None = None,
     ) -> None:
         """Args:
         llama: The architecture, with the names of transformers' LlamaConfig.
@@ -82,8 +84,12 @@ class PretrainModule(LightningModule):
             backward pass: less memory, the same bits.
         compile_blocks: `torch.compile` of each block: faster on GPUs, sums in another order.
         validate_bf16: Validate the same weights without quantization too, as val/loss_bf16.
+        control: Show the noise instead of a recipe. perturbed: initial weights plus 1e-6 of noise;
+            noise: operands plus their quantization error with a random sign.
         """
         super().__init__()
+        self.control = control
+        policy = with_keys(policy) if control == "noise" else policy
         self.policy, self.optimization = policy, optimization
         self.init_from, self.seed = init_from, seed
         self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
@@ -101,7 +107,8 @@ class PretrainModule(LightningModule):
         self.validation: dict[str, float] = {}  #: the last validation's results
 
     def _convert(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
-        convert_linears(model, self.policy, randomness=self.randomness)
+        backend = SignedError() if self.control == "noise" else None
+        convert_linears(model, self.policy, backend=backend, randomness=self.randomness)
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if self.compile_blocks:
@@ -125,6 +132,8 @@ class PretrainModule(LightningModule):
     def _draw(self) -> LlamaForCausalLM:
         model = self._pretrained or random_model(self.model.config, self.seed)
         self._pretrained = None
+        if self.control == "perturbed":
+            perturb(model, self.seed)
         if self.trainer.is_global_zero:
             self.initial_weights = weights_hash(model)
         return model
@@ -152,10 +161,14 @@ class PretrainModule(LightningModule):
         self._loaded_step = checkpoint["global_step"]  # the trainer's stays 0 when it validates
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        losses = token_losses(self.model, batch)
-        loss = losses.sum() / (batch["labels"] != IGNORED_LABEL).sum()
+        loss = self.mean_loss(batch)
         self.loss_sum += loss.detach().double()
         return loss
+
+    def mean_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Over the tokens that count, nats."""
+        losses = token_losses(self.model, batch)
+        return losses.sum() / (batch["labels"] != IGNORED_LABEL).sum()
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -17,16 +17,11 @@ from lowbit import kernels
 from train.guards import NonFiniteError
 from train.module import PretrainModule
 from train.recipe_table import phase_rows
+from train.runs import run_status as run_status
 from train.signals import Preempted
 
 FORMAT_VERSION = 1
 _PACKAGES = ("lowbit", "torch", "lightning", "transformers", "datasets", "tokenizers")
-
-
-def run_status(folder: Path) -> str | None:
-    """`running`, `finished`, `diverged` or `failed`; None where no run was begun."""
-    path = folder / "run.json"
-    return json.loads(path.read_text())["status"] if path.exists() else None
 
 
 class RunRecord(Callback):
@@ -44,7 +39,7 @@ class RunRecord(Callback):
             _write(self._path, self._describe(trainer, module))
         else:
             phases = phase_rows(module.policy, trainer.max_steps)
-            _update(self._path, status="running", max_steps=trainer.max_steps, phases=phases)
+            update_record(self._path, status="running", max_steps=trainer.max_steps, phases=phases)
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
@@ -52,8 +47,8 @@ class RunRecord(Callback):
         if isinstance(exception, Preempted):
             return  # still running: the next start goes on
         if trainer.is_global_zero and self._path.exists():
-            diverged = isinstance(exception, NonFiniteError)
-            _update(self._path, status="diverged" if diverged else "failed", error=str(exception))
+            status = "diverged" if isinstance(exception, NonFiniteError) else "failed"
+            update_record(self._path, status=status, error=str(exception))
 
     def _describe(self, trainer: Trainer, module: PretrainModule) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -63,6 +58,7 @@ class RunRecord(Callback):
             "format_version": FORMAT_VERSION,
             "status": "running",
             "recipe": module.policy.name,
+            "control": module.control,
             "recipe_table": [{"layer": n} | q.recipe.table() for n, q in layers.items()],
             "phases": phase_rows(module.policy, trainer.max_steps),
             "backend": sorted({layer.backend.name for layer in layers.values()}),
@@ -85,19 +81,18 @@ class RunRecord(Callback):
             "world_size": trainer.world_size,
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
-            "machine": platform.machine(),
-            "commit": _commit(),
+            **code_origin(),
             "command": self._command,
         }
 
 
 def finish_record(folder: Path) -> None:
     """The run has done all its steps and left its weights."""
-    _update(folder / "run.json", status="finished")
+    update_record(folder / "run.json", status="finished")
 
 
-def _update(path: Path, **changes: Any) -> None:
+def update_record(path: Path, **changes: Any) -> None:
+    """Set keys of a `run.json`."""
     _write(path, json.loads(path.read_text()) | changes)
 
 
@@ -108,6 +103,12 @@ def _write(path: Path, record: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())  # or a power cut leaves an empty record under the right name
     staging.replace(path)
+
+
+def code_origin() -> dict[str, Any]:
+    """Versions, machine and commit."""
+    versions = {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES}
+    return {"versions": versions, "machine": platform.machine(), "commit": _commit()}
 
 
 def _commit() -> str | None:

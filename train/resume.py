@@ -17,7 +17,7 @@ from train.yaml_safe import load_yaml
 
 MAY_CHANGE = (
     *("run_dir", "resume", "checkpoint_every", "keep_checkpoints", "disk_full", "config"),
-    *("collective_timeout", "data.path", "data.num_workers", "trainer.max_steps"),
+    *("diagnostics", "collective_timeout", "data.path", "data.num_workers", "trainer.max_steps"),
     *("trainer.val_check_interval", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
     *("trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator"),
     *("trainer.max_time", "trainer.accumulate_grad_batches"),  # the global batch stays what it is

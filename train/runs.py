@@ -33,7 +33,8 @@ class CastGap:
     standard_error: float
     windows: int
     tokens: int
-    kl: float | None = None
+    kl: float | None = None  # KL(baseline || recipe), nats per token
+    along: tuple[dict[str, Any], ...] = ()  # the same at each kept checkpoint, by tokens_seen
 
 
 def write_cast_gaps(folder: Path, gaps: dict[str, CastGap]) -> None:
@@ -47,7 +48,10 @@ def read_cast_gaps(folder: Path) -> dict[str, CastGap]:
     if not path.exists():
         return {}
     try:
-        return {recipe: CastGap(**gap) for recipe, gap in _read_json(path).items()}
+        return {
+            recipe: CastGap(**gap | {"along": tuple(gap.get("along", ()))})
+            for recipe, gap in _read_json(path).items()
+        }
     except TypeError as error:
         raise ValueError(f"{path}: not a cast gap: {error}") from None
 
@@ -112,6 +116,12 @@ class Run:
         return self.metrics["tokens_seen"][keep], self.metrics[column][keep]
 
 
+def run_status(folder: Path) -> str | None:
+    """One of STATUSES; None where no run was begun."""
+    path = folder / "run.json"
+    return _read_json(path)["status"] if path.exists() else None
+
+
 def read_run(path: Path) -> Run:
     info = _read_info(path)
     return Run(path, info, _read_metrics(path / "metrics.csv", info["status"]))
@@ -170,13 +180,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs of `paths`, labelled; a folder of runs stands for its runs, those of bf16 first."""
+def read_runs(paths: Sequence[Path], golden: Sequence[Run] = ()) -> list[Run]:
+    """The runs of `paths`, labelled; a folder of runs stands for its runs, those of bf16 first.
+
+    Imported `golden` runs come before them.
+    """
     folders = [folder for path in paths for folder in _expand(path)]
     twice = {str(folder) for folder in folders if folders.count(folder) > 1}
     if twice:
         raise ValueError(f"given more than once: {', '.join(sorted(twice))}")
-    runs = [read_run(folder) for folder in folders]
+    runs = [*golden, *(read_run(folder) for folder in folders)]
     for scheme in (_label, lambda run: f"{run.path.resolve().parent.name}/{_label(run)}", _name):
         labelled = [replace(run, label=scheme(run)) for run in runs]
         if len({(run.label, run.seed) for run in labelled}) == len(runs):

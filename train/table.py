@@ -1,12 +1,13 @@
 """What `lowbit compare` prints: the table, the verdicts and what to know about them."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 COLUMNS = (
     "recipe|seed|status|val loss|perplexity|train loss|gap|max gap|cast gap ± s.e.|tokens/s"
 ).split("|")
+BRANCH_COLUMNS = ("recipe", "gap", "s.e.", "95 % interval", "units", "diverged", "verdict")
 WIDTH = 100
 
 
@@ -23,13 +24,40 @@ def terminal(result: dict[str, Any]) -> str:
     lines = [
         textwrap.fill(about, WIDTH),
         "",
-        *_aligned([COLUMNS, *(_cells(row) for row in result["runs"])]),
+        *aligned([COLUMNS, *(_cells(row) for row in result["runs"])], left=(0, 2)),
+        "",
+        *_behaviour(result),
         "",
         *(sentence(pair) for pair in [*against, *rest]),
         *([""] if result["pairs"] else []),
+        *(line for found in result["branches"] for line in [*branch_lines(found), ""]),
         *(textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in prose),
     ]
     return "\n".join(lines).rstrip()
+
+
+def _behaviour(result: dict[str, Any]) -> list[str]:
+    """Tokens to the target, spikes, gradient norms, and the casts' KL."""
+    target = result["target"]
+    columns = (*("recipe", "seed", "tokens to target", "spikes", "grad norm", "trend", "cast KL"),)
+    rows = []
+    for row in result["runs"]:
+        cast = row["cast_gap"] or {}
+        values = ("tokens_to_target", ",.0f"), ("spikes", "d"), ("grad_norm", ".3f")
+        cells = ["-" if row[key] is None else f"{row[key]:{form}}" for key, form in values]
+        trend = "-" if row["grad_norm_trend"] is None else f"× {row['grad_norm_trend']:.2f}"
+        kl = "-" if cast.get("kl") is None else f"{cast['kl']:.2e}"
+        rows.append([row["label"], str(row["seed"]), *cells, trend, kl])
+    about = (
+        f"Target: val loss {target:.4f}, the lowest that all runs reached. "
+        if target is not None
+        else ""
+    )
+    about += (
+        "Spikes: as `lowbit fit` reports them. Grad norm: median of the last tenth of the steps;"
+        " trend: over that at mid-run. Cast KL: nats per token."
+    )
+    return [*aligned([columns, *rows], left=(0,)), "", textwrap.fill(about, WIDTH)]
 
 
 def sentence(pair: dict[str, Any]) -> str:
@@ -61,8 +89,28 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Words to the left, numbers to the right."""
+def branch_lines(document: dict[str, Any]) -> list[str]:
+    rows = [_branch_cells(row) for row in document["rows"]]
+    what = f"Branches {document['path']}" if document["path"] != "." else "Branches"
+    scope = f"{what} ({document['seconds']:,.0f} s). {document['scope']}."
+    return [*textwrap.wrap(scope, WIDTH), "", *aligned([BRANCH_COLUMNS, *rows], left=(0, 6))]
+
+
+def _branch_cells(row: dict[str, Any]) -> list[str]:
+    def signed(value: float | None) -> str:
+        return "-" if value is None else f"{value:+.5f}"
+
+    interval = "-" if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}"
+    error = "-" if row["standard_error"] is None else f"{row['standard_error']:.5f}"
+    label = row["label"] + (" (control)" if row["control"] else "")
+    return [
+        label, signed(row["mean"]), error, interval, str(row["units"]), str(row["diverged"]),
+        row["verdict"],
+    ]  # fmt: skip
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """The columns `left` to the left, for words; the others, for numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    form = "  ".join(f"{{:{'<' if i in (0, 2) else '>'}{w}}}" for i, w in enumerate(widths))
+    form = "  ".join(f"{{:{'<' if i in left else '>'}{w}}}" for i, w in enumerate(widths))
     return [form.format(*row).rstrip() for row in rows]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat
+from lowbit.kernels import measure
 from lowbit.kernels.build import BuildError
 from lowbit.kernels.library import library
 from lowbit.kernels.request import Request, quantize, quantize_both
@@ -63,14 +64,14 @@ def quantize_values(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -
         return None
     exact = format.scale is ScaleFormat.E8M0 and format.rounding is Rounding.NEAREST
     dtype = x.dtype if exact and format.fits_bf16 else torch.float32
-    return quantize(x, dim, Request(format, key, dtype, x.dtype))
+    return quantize(x, dim, Request(format, key, dtype))
 
 
 def fake_quantize(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> Tensor | None:
     """`lowbit.quantize.fake_quantize` in one pass, or None where no kernel does it."""
     if not _covers(x, format, dim):
         return None
-    return quantize(x, dim, Request(format, key, x.dtype, x.dtype), apply=True)[0]
+    return quantize(x, dim, Request(format, key, x.dtype, saturates=True), apply=True)[0]
 
 
 def operand(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> Values | None:
@@ -102,21 +103,40 @@ def codes(
     return _codes(x, dim, format, key)
 
 
+def quantization_sums(
+    x: Tensor, format: BlockFormat, dim: int, key: Key | None
+) -> tuple[float, float, int, int] | None:
+    """`lowbit.stats.quantization_error`'s sums in one read, or None where no kernel does it."""
+    if not _covers(x, format, dim) or not x.dim():
+        return None
+    return measure.quantization_sums(x, dim, Request(format, key, torch.float32, saturates=True))
+
+
+def crest_factors(x: Tensor, block_size: int, dim: int) -> Tensor | None:
+    """`lowbit.stats.crest_factor` in one read, or None where no kernel does it."""
+    return measure.crest_factors(x, block_size, dim) if _reads(x, dim) and x.dim() else None
+
+
 def _request(x: Tensor, format: BlockFormat, key: Key | None) -> Request:
-    dtype = x.dtype if format.fits_bf16 else torch.float32
-    return Request(format, key, dtype, dtype)
+    return Request(format, key, x.dtype if format.fits_bf16 else torch.float32)
 
 
 def _covers(x: Tensor, format: BlockFormat, dim: int) -> bool:
     return (
+        format.arithmetic is Arithmetic.FP32
+        and format.element.bits <= 8
+        and (isinstance(format.block_size, int) or x.ndim >= 2)
+        and _reads(x, dim)
+    )
+
+
+def _reads(x: Tensor, dim: int) -> bool:
+    return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.numel() > 0
-        and format.arithmetic is Arithmetic.FP32
-        and format.element.bits <= 8
         and type(x) in (Tensor, torch.nn.Parameter)
         and -x.ndim <= dim < max(x.ndim, 1)
-        and (isinstance(format.block_size, int) or x.ndim >= 2)
         and enabled()
     )
 

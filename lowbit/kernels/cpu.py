@@ -10,12 +10,12 @@ from torch import Tensor
 
 from lowbit.kernels.library import Format, Job, Product, library
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _SERIAL = 1 << 15  # values; waking other threads costs more than quantizing so few
 
 
 @lru_cache(maxsize=1024)
-def _c_format(description: tuple[float, ...], limit: float) -> Format:
+def c_format(description: tuple[float, ...], limit: float) -> Format:
     kinds = [field[1] for field in Format._fields_[:-1]]
     values = [
         value if kind is ctypes.c_float else int(value)
@@ -24,17 +24,17 @@ def _c_format(description: tuple[float, ...], limit: float) -> Format:
     return Format(*values, limit)
 
 
-def _threads(x: Tensor) -> int:
+def threads_for(x: Tensor) -> int:
     return torch.get_num_threads() if x.numel() > _SERIAL else 1
 
 
-def _order(x: Tensor) -> list[int]:
+def order_of(x: Tensor) -> list[int]:
     """The axes by falling stride: the order in which the values lie."""
     strides = x.stride()
     return sorted(range(x.dim()), key=lambda axis: (-strides[axis], axis))
 
 
-def _place(job: Job, shape: list[int], dim: int, block: list[int]) -> None:
+def place(job: Job, shape: list[int], dim: int, block: list[int]) -> None:
     """See the tensor as [outer, rows, columns] in 2-D blocks."""
     if len(block) == 2:
         rows, columns = shape[-2:]
@@ -50,7 +50,7 @@ def _place(job: Job, shape: list[int], dim: int, block: list[int]) -> None:
     job.segment = columns
 
 
-def _job(
+def job_of(
     x: Tensor,
     out: Tensor,
     axes: tuple[list[int], int],
@@ -60,7 +60,7 @@ def _job(
 ) -> Job:
     """`axes` are the sizes in the order in which they lie, and the blocked one of them."""
     job = Job(x.data_ptr(), out.data_ptr())
-    _place(job, *axes, [int(size) for size in format[10:]])
+    place(job, *axes, [int(size) for size in format[10:]])
     if scale[0] is not None:
         job.tensor_scale, job.apply_tensor_scale = scale[0].data_ptr(), scale[1]
     if noise[0] is not None and noise[1] is not None:
@@ -82,16 +82,16 @@ def _quantize(
 ) -> Tensor:
     order = list(range(x.dim()))
     if not x.is_contiguous():
-        order = _order(x)
+        order = order_of(x)
         two_d = len(format) > 11
         if state is not None or two_d or not x.permute(order).is_contiguous():
             x, order = x.contiguous(), list(range(x.dim()))
     out = torch.empty_like(x, dtype=dtype)
     axes = [x.shape[axis] for axis in order], order.index(dim)
-    job = _job(x, out, axes, format, (tensor_scale, apply), (state, first_row))
+    job = job_of(x, out, axes, format, (tensor_scale, apply), (state, first_row))
     library().lowbit_quantize(
-        ctypes.byref(_c_format(tuple(format), limit)),
-        *(ctypes.byref(job), _TYPES[x.dtype], _TYPES[dtype], _threads(x)),
+        ctypes.byref(c_format(tuple(format), limit)),
+        *(ctypes.byref(job), TYPES[x.dtype], TYPES[dtype], threads_for(x)),
     )
     return out
 
@@ -112,11 +112,11 @@ def _quantize_both(
     for i, (out, format) in enumerate(zip(outs, described, strict=True)):
         pair = noise[2 * i], noise[2 * i + 1]
         axes = [rows, columns], 1 - i
-        job = _job(x, out, axes, format, (tensor_scales[i], False), pair)
+        job = job_of(x, out, axes, format, (tensor_scales[i], False), pair)
         job.transposed = i
-        arguments += [ctypes.byref(_c_format(tuple(format), limits[i])), ctypes.byref(job)]
-    types = (_TYPES[dtype] for dtype in (x.dtype, *dtypes))
-    library().lowbit_quantize_both(*arguments, *types, _threads(x))
+        arguments += [ctypes.byref(c_format(tuple(format), limits[i])), ctypes.byref(job)]
+    types = (TYPES[dtype] for dtype in (x.dtype, *dtypes))
+    library().lowbit_quantize_both(*arguments, *types, threads_for(x))
     return outs[0], outs[1]
 
 
@@ -130,12 +130,12 @@ def _codes(
 ) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     codes, scales = _empty_codes(x, format, dim)
-    job = _job(x, codes, ([*x.shape], dim), format, (tensor_scale, False), (state, first_row))
+    job = job_of(x, codes, ([*x.shape], dim), format, (tensor_scale, False), (state, first_row))
     job.transposed = 1 - dim
     job.scales = scales.data_ptr()
     library().lowbit_quantize(
-        ctypes.byref(_c_format(tuple(format), math.inf)),
-        *(ctypes.byref(job), _TYPES[x.dtype], _TYPES[torch.int8], _threads(x)),
+        ctypes.byref(c_format(tuple(format), math.inf)),
+        *(ctypes.byref(job), TYPES[x.dtype], TYPES[torch.int8], threads_for(x)),
     )
     return codes, scales if dim == 1 else scales.t()
 
@@ -164,9 +164,9 @@ def _integer_matmul(
 
 def _tensor_scale(x: Tensor, most: float) -> Tensor:
     """scale.py's tensor_scale; `most` is 448 x the element's max."""
-    if not x.permute(_order(x)).is_contiguous():
+    if not x.permute(order_of(x)).is_contiguous():
         x = x.contiguous()
-    bits = library().lowbit_finite_amax(x.data_ptr(), x.numel(), _TYPES[x.dtype], _threads(x))
+    bits = library().lowbit_finite_amax(x.data_ptr(), x.numel(), TYPES[x.dtype], threads_for(x))
     amax = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
     return (amax / most).clamp_(min=2.0**-117)
 

@@ -52,6 +52,10 @@ def library() -> ctypes.CDLL:
     lib.lowbit_quantize_both.argtypes = [pointer] * 4 + [number] * 4
     lib.lowbit_quantize_both.restype = None
     lib.lowbit_integer_matmul.argtypes = [pointer]
+    lib.lowbit_errors.argtypes = [pointer] * 2 + [number] * 2 + [pointer]
+    lib.lowbit_errors.restype = None
+    lib.lowbit_crest_factors.argtypes = [pointer] + [number] * 2 + [pointer]
+    lib.lowbit_crest_factors.restype = None
     lib.lowbit_finite_amax.argtypes = [pointer, ctypes.c_int64, number, number]
     lib.lowbit_finite_amax.restype = ctypes.c_uint32
     return lib

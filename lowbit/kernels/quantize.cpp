@@ -1,6 +1,6 @@
 // The quantizer of lowbit/quantize.py, bit for bit, in C++ that compilers vectorise.
 
-#include "strip.h"
+#include "errors.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -61,7 +61,7 @@ struct Cut {
     }
 
     Scratch scratch(const Job& job) const {
-        return Scratch(std::min(width, job.segment), job.transposed ? job.block_rows : 0);
+        return Scratch(std::min(width, job.segment), job.transposed || !job.out ? job.block_rows : 0);
     }
 };
 
@@ -80,9 +80,10 @@ uint32_t finite_amax(const In* x, int64_t n) {
     using Bits = decltype(magnitude(*x));
     constexpr Bits infinite = Bits(sizeof(Bits) == 2 ? 0x7F80 : 0x7F800000);
     Bits most = 0;
+#pragma omp simd reduction(max : most)
     for (int64_t i = 0; i < n; i++) {
-        const Bits m = magnitude(x[i]);
-        most = std::max<Bits>(most, m >= infinite ? Bits(0) : m);
+        const Bits m = magnitude(x[i]), finite = m >= infinite ? Bits(0) : m;
+        most = finite > most ? finite : most;
     }
     return widen(most);
 }
@@ -141,6 +142,51 @@ uint32_t lowbit_finite_amax(const void* x, int64_t n, int32_t in, int32_t thread
         most = max_u(most, m);
     }
     return most;
+}
+
+// What quantizing would do to the tensor; `job` has no `out`. The order of summation is the same for
+// any number of threads.
+void lowbit_errors(const Format* format, const Job* job, int32_t in, int32_t threads, Errors* sum) {
+    const StripFunction run = find(*format, in, 0);
+    const Cut cut(*job, job->block_rows == 1 ? ROW_WIDTH : WIDTH / 2);
+    const uint32_t amax =
+        lowbit_finite_amax(job->x, job->outer * job->rows * job->columns, in, threads);
+    int exponent = 0;
+    std::frexp(as_float(amax), &exponent);
+    const float unit = std::ldexp(1.0f, std::min(-exponent, 126));
+    std::vector<Errors> parts(cut.places(*job));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Scratch scratch = cut.scratch(*job);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < int64_t(parts.size()); i++) {
+            const Place place = cut.place(i, *job);
+            run(*format, *job, place, scratch);
+            parts[i] = in ? strip_errors<Bf16>(*job, place, scratch, unit)
+                          : strip_errors<float>(*job, place, scratch, unit);
+        }
+    }
+    *sum = {0, 0, 0, 0};
+    for (const Errors& part : parts) {
+        sum->signal += part.signal, sum->noise += part.noise;
+        sum->nonzero += part.nonzero, sum->kept += part.kept;
+    }
+    sum->signal = sum->signal / unit / unit, sum->noise = sum->noise / unit / unit;
+}
+
+// Crest factors of all blocks, as [outer, block rows, blocks in a row].
+void lowbit_crest_factors(const Job* job, int32_t in, int32_t threads, double* out) {
+    const int64_t block_rows = (job->rows + job->block_rows - 1) / job->block_rows;
+    const int64_t blocks = (job->columns + job->block_columns - 1) / job->block_columns;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        std::vector<double> energy(blocks);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < job->outer * block_rows; i++) {
+            const auto run = in ? crests<Bf16> : crests<float>;
+            run(*job, i / block_rows, i % block_rows, out + i * blocks, energy.data());
+        }
+    }
 }
 
 }  // extern "C"

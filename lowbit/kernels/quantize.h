@@ -28,7 +28,7 @@ enum Rounding : int32_t { NEAREST, HALF_AWAY, STOCHASTIC };
 // One tensor, seen as [outer, rows, columns] in blocks of block_rows x block_columns.
 struct Job {
     const void* x;
-    void* out;
+    void* out;  // null: the values stay in the scratch space
     float* scales;  // of each block, for codes; else null
     int64_t outer, rows, columns, block_rows, block_columns;
     int64_t segment;  // length of the tensor's own last axis: rows of random numbers

@@ -45,12 +45,12 @@ _described = lru_cache(maxsize=1024)(describe)
 
 @dataclass(frozen=True)
 class Request:
-    """What to make of a tensor: values of `format`, held in `dtype`, saturated as `like` would."""
+    """What to make of a tensor: values of `format`, held in `dtype`."""
 
     format: BlockFormat
     key: Key | None
     dtype: torch.dtype
-    like: torch.dtype
+    saturates: bool = False  #: at the largest number of `dtype`; else infinite beyond
 
     @property
     def description(self) -> list[float]:
@@ -59,7 +59,7 @@ class Request:
 
     @property
     def limit(self) -> float:
-        return torch.finfo(self.like).max
+        return torch.finfo(self.dtype).max if self.saturates else math.inf
 
     def tensor_scale(self, x: Tensor) -> Tensor | None:
         if self.format.scale is not ScaleFormat.E4M3:
@@ -107,6 +107,6 @@ def codes(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """INT8 codes of the matrix `x` with the axis `dim` of the blocks last, scales, tensor scale."""
     x = x.detach()
-    wanted = Request(format, key, torch.int8, x.dtype)
+    wanted = Request(format, key, torch.int8)
     above = wanted.tensor_scale(x)
     return *torch.ops.lowbit.codes(x, wanted.description, dim, above, *wanted.noise), above

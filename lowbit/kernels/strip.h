@@ -209,7 +209,7 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
                     job.scales + (p.outer * block_rows + p.block_row) * per_row + p.begin / size);
     }
     const float applied = job.apply_tensor_scale ? *job.tensor_scale : 1.0f;
-    const bool two_d = t.rows > 1 && size > 1;
+    const bool two_d = t.rows > 1 && size > 1, tiled = job.transposed || !job.out;
     const bool sixteen = size == 16 && t.columns % 16 == 0;
     if (sixteen)
         spread<16>(t.columns, size, s);
@@ -217,8 +217,8 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
         spread<0>(t.columns, size, s);
     for (int64_t r = 0; r < t.rows; r++) {
         const In* from = x + r * job.columns;
-        Out* to = job.transposed ? reinterpret_cast<Out*>(s.tile.data()) + r * t.columns
-                                 : static_cast<Out*>(job.out) + first + r * job.columns;
+        Out* to = tiled ? reinterpret_cast<Out*>(s.tile.data()) + r * t.columns
+                        : static_cast<Out*>(job.out) + first + r * job.columns;
         uint32_t state = 0, column = uint32_t(p.begin % job.segment);
         if (ROUNDING == STOCHASTIC)
             state = row_state(job.key,
@@ -230,7 +230,7 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
         else
             K::template row_blocks<0>(from, to, t.columns, size, f, applied, state, column, s);
     }
-    if (job.transposed)
+    if (job.transposed && job.out)
         transpose(reinterpret_cast<const Out*>(s.tile.data()), t.rows, t.columns,
                   static_cast<Out*>(job.out) + p.begin * job.rows + row, job.rows);
 }

@@ -47,37 +47,39 @@ def _hard(wide: Callable[..., Tensor]) -> Tensor:
     return x
 
 
-def _function(format: BlockFormat, dim: int) -> Callable[[Tensor], Tensor]:
-    key = Key.of(0).fold(1) if format.rounding is Rounding.STOCHASTIC else None
-    return lambda x: fake_quantize(x, format, dim, key=key)
-
-
 def _check(
-    format: BlockFormat, dim: int, x: Tensor, same_bits: Callable[..., bool], **options: Any
+    format: BlockFormat, cases: list[tuple[int, Tensor]], same_bits: Callable[..., bool], **how: Any
 ) -> None:
-    function = _function(format, dim)
-    compiled = torch.compile(function, fullgraph=True, dynamic=False, **options)
-    assert same_bits(compiled(x), function(x)), (format, dim, x.dtype)
+    """One graph for all cases, (dim, x)."""
+    key = Key.of(0).fold(1) if format.rounding is Rounding.STOCHASTIC else None
+
+    def function(*xs: Tensor) -> list[Tensor]:
+        return [fake_quantize(x, format, cases[i][0], key=key) for i, x in enumerate(xs)]
+
+    inputs = [x for _, x in cases]
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, **how)(*inputs)
+    for (dim, x), ours, eager in zip(cases, compiled, function(*inputs), strict=True):
+        assert same_bits(ours, eager), (format, dim, x.dtype)
 
 
 @pytest.mark.parametrize("format", [*NAMED.values(), *ALL[-5:]], ids=str)
 def test_every_format_traces_as_one_graph(format: BlockFormat, wide: Any, same_bits: Any) -> None:
-    _check(format, 0, _hard(wide), same_bits, backend="eager")
+    _check(format, [(0, _hard(wide))], same_bits, backend="eager")
 
 
 @inductor
 def test_compiled_equals_eager(wide: Any, same_bits: Any) -> None:
     """For the fast tier the hardest case: rows of 2.5 blocks, which Inductor 2.13 cuts to 2."""
-    _check(replace(NVFP4, block_size=32), 1, _hard(wide).bfloat16(), same_bits)
+    _check(replace(NVFP4, block_size=32), [(1, _hard(wide).bfloat16())], same_bits)
 
 
 @inductor
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ALL, ids=str)
 def test_every_format_compiled_equals_eager(format: BlockFormat, wide: Any, same_bits: Any) -> None:
+    """Both dimensions and both dtypes once: what differs in the graphs differs there."""
     x = _hard(wide)
-    for dim, values in ((0, x), (1, x), (1, x.bfloat16())):
-        _check(format, dim, values, same_bits)
+    _check(format, [(0, x), (1, x.bfloat16())], same_bits)
 
 
 def test_a_new_step_or_row_does_not_compile_again() -> None:

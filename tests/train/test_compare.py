@@ -219,6 +219,26 @@ def test_assert_equal_names_the_first_difference(
     assert "train/loss at step 2 is 2.0000000000000004, not 2.0" in capsys.readouterr().out
 
 
+def test_golden_curves_hold_a_run_to_the_bit(
+    tmp_path: Path, make_run: Make, capsys: Capture
+) -> None:
+    golden = tmp_path / "ci" / "golden.json"
+    for out, nudged in (("old", 2.0), ("same", 2.0), ("other", math.nextafter(2.0, 3))):
+        make_run(tmp_path / out / "bf16-s0", [0.1 + 0.2, 2.0, 1.0], VAL)
+        make_run(tmp_path / out / "x-s0", [0.1, nudged, math.nan], VAL, recipe="x")
+    assert lowbit_compare(tmp_path / "old", "--export", golden) == 0
+    bound = ("--import", golden, "--assert-equal")
+    assert lowbit_compare(tmp_path / "same", *bound) == 0
+    assert lowbit_compare(tmp_path / "other", *bound) == 1
+    out = capsys.readouterr().out
+    assert "golden.json/x-s0: train/loss at step 2 is 2.0000000000000004, not 2.0" in out
+    with pytest.raises(ValueError, match="no run x-s0 beside"):
+        lowbit_compare(tmp_path / "same" / "bf16-s0", *bound)
+    golden.write_text("{}")
+    with pytest.raises(ValueError, match="holds no golden curves"):
+        lowbit_compare(tmp_path / "same", *bound)
+
+
 def test_arguments_cost_no_torch_and_no_matplotlib() -> None:
     code = "import sys, train.compare; print({'torch', 'matplotlib', 'lightning'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

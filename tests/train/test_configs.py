@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from train.cli import main
-from train.configuration import RunCLI, read_format, write_format
+from train.configuration import RunCLI
+from train.format_yaml import read_format, write_format
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -30,6 +31,12 @@ class Parsed(RunCLI):
 def test_every_configuration_parses(recipe: Path, model: Path, trainer: Path) -> None:
     cli = Parsed("fit", ["-c", str(model), "-c", str(trainer), "-c", str(recipe)])
     assert cli.config.model.policy.name == recipe.stem
+
+
+def test_the_microscope_parses() -> None:
+    path = CONFIGS / "diagnostics/microscope.yaml"
+    cli = Parsed("fit", ["-c", str(MODELS[-1]), "-c", str(RECIPES[0]), "-c", str(path)])
+    assert [str(format) for format in cli.config_init.diagnostics.formats] == ["mxfp8", "mxint4"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from train.compare import compare
+from train.overlay import write_overlay
 from train.report import MAX_POINTS, _thinned, write_report
 from train.runs import read_runs
 
@@ -92,3 +93,26 @@ def test_thinning_keeps_ends_and_spikes() -> None:
     kept = _thinned(values)
     assert len(kept) <= MAX_POINTS and {0, 54_321, 77_777, 99_999} <= {*kept.tolist()}
     assert _thinned(values[:MAX_POINTS]).tolist() == list(range(MAX_POINTS))
+
+
+def test_tensorboard_shows_the_same_curves(report: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = document(report)
+    write_overlay(found, tmp_path)
+    write_overlay(found, tmp_path)  # the second replaces the first
+    (x,) = (i for i, name in enumerate(found["run_ids"]) if name == "x s1")
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "x-s1")).Reload()
+    for tag, curve in (("val/loss", "val"), ("val/gap", "val_gap"), ("train/loss", "train")):
+        expected = found["curves"][x][curve]
+        assert [event.step for event in events.Scalars(tag)] == expected["tokens"]
+        assert [event.value for event in events.Scalars(tag)] == [
+            np.float32(value) for value in expected["values"]
+        ]
+    assert events.Scalars("final/gap")[0].value == np.float32(found["runs"][x]["gap"])
+    mean = EventAccumulator(str(tmp_path / "tensorboard" / "mean-x")).Reload()
+    assert {*mean.Tags()["scalars"]} == {"gap/mean", "gap/low", "gap/high"}
+    assert (
+        "custom_scalars__config__"
+        in EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["tensors"]
+    )

@@ -25,8 +25,8 @@ from train.checkpoint import (
 from train.cli import main
 from train.distcp import METADATA
 from train.names import checked_name, checked_run_dir
+from train.plan import SweepRequest
 from train.sharded import save_sharded
-from train.sweep import plan_runs
 from train.yaml_safe import YamlError, load_yaml
 
 Fit = Callable[..., int]
@@ -194,7 +194,7 @@ def test_path_traversal_in_a_name(name: str, fit: Fit, tmp_path: Path, capsys: A
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {{policy: {{name: {json.dumps(name)}}}}}")
     with pytest.raises(ValueError, match="becomes a folder"):
-        plan_runs(tmp_path / "out", [recipe], [0])
+        SweepRequest(tmp_path / "out", (), (recipe,), (0,), {}, ())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml"]
 
 

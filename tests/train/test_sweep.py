@@ -1,43 +1,62 @@
 """A sweep: paired runs in processes of their own, what is done is skipped, and the cast gap."""
 
+import argparse
 import json
+import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from train import compare
 from train.cast import cast_gaps
+from train.cli import main
+from train.lock import RunLock, holder
+from train.pairing import check_pairing
+from train.plan import SweepRequest, read_request
 from train.record import run_status
-from train.runs import read_cast_gaps
-from train.sweep import plan_runs
+from train.runs import read_cast_gaps, read_runs, write_cast_gaps
+from train.sweep import _mispaired, add_arguments
 
 Fit = Callable[..., int]
+Make = Callable[..., Path]
 
 
-def test_the_plan_is_every_recipe_for_every_seed(recipes: Path) -> None:
-    plan = plan_runs(Path("out"), [recipes / "bf16.yaml", recipes / "mxint8.yaml"], [0, 3])
+def test_the_plan_is_every_recipe_for_every_seed(recipes: Path, tiny: Path) -> None:
+    files = (recipes / "bf16.yaml", recipes / "mxint8.yaml")
+    plan = SweepRequest(Path("out"), (tiny,), files, (0, 3), {}, ("--a", "1")).runs()
     assert [p.folder.name for p in plan] == ["bf16-s0", "mxint8-s0", "bf16-s3", "mxint8-s3"]
-    assert plan[3].command([Path("m.yaml")], ["--a", "1"])[-6:] == [
+    assert plan[3].command((tiny,))[-6:] == [
         *("--run_dir", "out/mxint8-s3", "--seed_everything", "3", "--a", "1")
     ]
 
 
 def test_two_recipes_of_one_name_are_refused(recipes: Path) -> None:
     with pytest.raises(ValueError, match="different names"):
-        plan_runs(Path("out"), [recipes / "bf16.yaml"] * 2, [0])
+        SweepRequest(Path("out"), (), (recipes / "bf16.yaml",) * 2, (0,), {}, ())
 
 
 def test_cast_gap(fit: Fit, tmp_path: Path) -> None:
     """The baseline against itself is exactly zero; coarser elements cost more."""
     for recipe in ("bf16", "mxint8", "mxfp8"):
-        fit(tmp_path / recipe, recipe)
+        fit(tmp_path / recipe, recipe, "--checkpoint_every", "3")
     gaps = cast_gaps(tmp_path / "bf16", [tmp_path / r for r in ("bf16", "mxint8", "mxfp8")])
     assert gaps["bf16"].mean == gaps["bf16"].standard_error == 0
     assert 0 < abs(gaps["mxint8"].mean) < 0.02
     assert gaps["mxint8"].standard_error < gaps["mxfp8"].standard_error
     assert gaps["mxfp8"].tokens == gaps["mxfp8"].windows * 32
+    assert gaps["bf16"].kl == 0 < gaps["mxint8"].kl < gaps["mxfp8"].kl < 0.01  # type: ignore[operator]
+    along = gaps["mxfp8"].along
+    assert [point["tokens_seen"] for point in along] == [3 * 8 * 32, 6 * 8 * 32]
+    assert along[-1]["mean"] == gaps["mxfp8"].mean != along[0]["mean"]
+    write_cast_gaps(tmp_path / "bf16", gaps)
+    assert read_cast_gaps(tmp_path / "bf16")["mxfp8"].kl == gaps["mxfp8"].kl
 
 
 @pytest.mark.slow
@@ -61,6 +80,134 @@ def test_sweep_and_compare(tmp_path: Path, recipes: Path, tiny_data: Path, tiny:
     assert compare.returncode == 0, compare.stderr
     assert "one seed: no verdict" in compare.stdout
     assert json.loads((tmp_path / "out" / "compare" / "compare.json").read_text())
+
+
+SPEC = """
+recipes: [{recipes}/bf16.yaml, {recipes}/mxint8.yaml]
+seeds: [0, 1]
+overrides: {{slow: {{model.optimization.lr: 1.0e-3}}, b16: {{model.policy.keep_first: 1}}}}
+settings: {{trainer.max_steps: 4}}
+"""
+
+
+def test_one_yaml_expands_to_the_plan(recipes: Path, tiny: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC.format(recipes=recipes) + f"config: [{tiny}]\n")
+    arguments = ["--spec", str(spec), "--out", "out", "--seeds", "0", "7", "--", "--a", "1"]
+    plan = read_request(parsed(arguments)).runs()
+    assert [p.folder.name for p in plan] == [
+        f"{recipe}-{override}-s{seed}"
+        for seed in (0, 7)
+        for override in ("slow", "b16")
+        for recipe in ("bf16", "mxint8")
+    ]
+    tail = ("--model.optimization.lr", "0.001", "--trainer.max_steps", "4", "--a", "1")
+    assert plan[4].command((tiny,))[-len(tail) :] == [*tail]
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("reciepes: []", "holds .'reciepes'., expected some of out, config, recipes"),
+        ("seeds: [a]", "seeds are .'a'., expected whole numbers"),
+        ("seeds: 3", "seeds is 3, expected a list"),
+        ("overrides: {x: 1}", "overrides.x is 1, expected"),
+        ("overrides: {'../x': {}}", "the name 'bf16-../x' becomes a folder"),
+        ("recipes: [nowhere.yaml]", "no such file: nowhere.yaml"),
+        ("seeds: [1, 1]", "seeds must differ"),
+    ],
+)
+def test_a_wrong_yaml_is_refused(
+    line: str, message: str, recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    key = line.partition(":")[0]
+    rest = {"recipes": f"[{recipes}/bf16.yaml]", "out": str(tmp_path / "out")}
+    lines = [f"{k}: {v}" for k, v in rest.items() if k != key]
+    spec.write_text("\n".join([*lines, line]))
+    assert main(["sweep", "--spec", str(spec)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_status_says_where_every_run_stands(
+    tmp_path: Path, make_run: Make, recipes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """32 tokens a step at 1002 tokens/s (the median): 100 steps take 3.2 s, 98 of them 3.1 s."""
+    losses = [3.0, 2.0, 1.0]
+    make_run(tmp_path / "bf16-s0", losses, {3: 2.5}, max_steps=100, status="finished")
+    make_run(tmp_path / "mxint8-s0", losses, {}, recipe="mxint8", max_steps=100, status="running")
+    files = [str(recipes / f"{name}.yaml") for name in ("bf16", "mxint8")]
+    arguments = ["--out", str(tmp_path), "--recipes", *files, "--seeds", "0", "1", "--status"]
+    assert main(["sweep", *arguments, "--jobs", "2"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[1] == ["bf16-s0", "0", "finished", "3", "100", "2.5000", "0.03", "-"]
+    assert rows[2] == ["mxint8-s0", "1", "stopped", "3", "100", "-", "0.03", "0:00:03"]
+    assert rows[4] == ["mxint8-s1", "3", "waiting", "0", "100", "-", "0.03", "0:00:03"]
+    assert rows[-1] == "1 of 4 runs ended; left: 0:00:05 with --jobs 2".split()
+    lock = RunLock(tmp_path / "mxint8-s0")
+    lock.acquire()
+    child = "from train.lock import holder; from pathlib import Path; print(holder(Path('.')))"
+    found = subprocess.check_output(
+        [sys.executable, "-c", child], cwd=tmp_path / "mxint8-s0", text=True
+    )
+    assert found.strip() == f"{socket.gethostname()}, process {os.getpid()}"
+    lock.release()
+
+
+def test_other_initial_weights_are_named(tmp_path: Path, make_run: Make, recipes: Path) -> None:
+    make_run(tmp_path / "bf16-s0", [3.0], {})
+    make_run(tmp_path / "mxint8-s0", [3.0], {}, recipe="mxint8", initial_weights="others")
+    files = (recipes / "bf16.yaml", recipes / "mxint8.yaml")
+    plan = SweepRequest(tmp_path, (), files, (0,), {}, ()).runs()
+    found = _mispaired(plan)
+    assert found == {
+        tmp_path / "mxint8-s0": f"its initial weights are not those of {tmp_path / 'bf16-s0'}"
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twice_gives_the_table_of_one_that_was_not(
+    tmp_path: Path, recipes: Path, tiny_data: Path, tiny: Path, fit: Fit
+) -> None:
+    """The unkilled one runs in this process; kills hit the sweep, and must reach its runs."""
+    recipe_files = [str(recipes / f"{name}.yaml") for name in ("bf16", "mxint8")]
+    settings = ["--trainer.max_steps", "20", "--checkpoint_every", "2"]
+    settings += ["--data.path", str(tiny_data)]
+    command = [
+        *(sys.executable, "-P", "-m", "train.cli", "sweep", "--out", "killed", "-c", str(tiny)),
+        *("--recipes", *recipe_files, "--jobs", "2", "--", *settings),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for signum in (signal.SIGKILL, signal.SIGTERM):
+        sweep = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+        before = set(tmp_path.glob("killed/*/checkpoints/step-*"))
+        while set(tmp_path.glob("killed/*/checkpoints/step-*")) <= before:
+            assert sweep.poll() is None
+            time.sleep(0.02)
+        sweep.send_signal(signum)
+        assert sweep.wait() == (-9 if signum == signal.SIGKILL else 143)
+        runs = [folder for folder in (tmp_path / "killed").iterdir() if (folder / "lock").exists()]
+        assert signum == signal.SIGKILL or not any(map(holder, runs))  # SIGTERM waits for them
+        while any(map(holder, runs)):
+            time.sleep(0.02)
+    assert subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0
+    for name in ("bf16", "mxint8"):
+        fit(tmp_path / "whole" / f"{name}-s0", name, *settings)
+    tables = []
+    for out in ("killed", "whole"):
+        runs = read_runs([tmp_path / out])
+        result = compare.compare(runs, check_pairing(runs))
+        for row in result["runs"]:
+            del row["path"], row["tokens_per_second"], row["cast_gap"]
+        tables.append((result["runs"], result["recipes"], result["pairs"]))
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow

@@ -10,12 +10,13 @@ import numpy as np
 from lowbit.recipe import OPERANDS
 from lowbit.rotation import SIZES
 from train.analysis.formats import BLOCK_SCALED, PAIRS, formats_called
-from train.analysis.models import HELP, load_subject
+from train.analysis.models import HELP, Subject, load_subject
 from train.analysis.operands import CREST_BLOCKS, Findings, Look, observe
 from train.analysis.output import aligned, write_csv, write_json, write_page
-from train.analysis.text import add_text_arguments, read_text
+from train.analysis.text import Text, add_text_arguments, read_text
 
 Rows = list[dict[str, Any]]
+UNBIASEDNESS = "1/B test: |mean of B gradients - g|² / |g|², mean over layers, slope -1 if unbiased"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layers", nargs="+", default=["*layers*"], metavar="GLOB",
         help="linear layers by name (default: %(default)s, that is all but the head)",
     )  # fmt: skip
+    parser.add_argument(
+        "--unbiasedness", type=int, metavar="B",
+        help="the 1/B test of both gradients of every layer besides: B draws, a power of two; each"
+        " draw costs a backward pass of the layer and format, so choose few of them",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("analyze"), help="folder to write")
     add_text_arguments(parser, windows=1, seq_len=2048)
 
@@ -43,6 +49,9 @@ def run(args: argparse.Namespace) -> int:
     look = Look(tuple(formats_called(args.formats)), tuple(dict.fromkeys(args.rotations)))
     if "block" in look.rotations and any(f.block_size == -1 for f in look.formats):
         raise ValueError("--rotations block: a format of whole rows has no block size")
+    draws = args.unbiasedness
+    if draws is not None and (draws < 2 or draws & (draws - 1)):
+        raise ValueError(f"--unbiasedness {draws}: a power of two, at least 2")
     subject = load_subject(args.model, args.cache)
     text = read_text(subject, args)
     found = observe(subject.model, text, look, args.layers)
@@ -56,12 +65,13 @@ def run(args: argparse.Namespace) -> int:
     ]
     tables = summaries(found)
     args.out.mkdir(parents=True, exist_ok=True)
+    pictures = [] if draws is None else _test_unbiasedness(args, subject, text, look, tables)
     write_csv(found.qsnr, args.out / "qsnr.csv")
     write_csv(found.crest, args.out / "crest.csv")
     write_json({"protocol": protocol, "tables": tables}, args.out / "analyze.json")
     from train.analysis.analyze_plot import plot_heat, plot_scatter
 
-    pictures = [plot_scatter(found, look, args.out), plot_heat(found, look, args.out)]
+    pictures = [plot_scatter(found, look, args.out), plot_heat(found, look, args.out), *pictures]
     parts: list[Any] = [*protocol]
     print("\n".join(protocol))
     for title, rows in tables.items():
@@ -70,6 +80,18 @@ def run(args: argparse.Namespace) -> int:
     write_page("Operands under block formats", [*parts, *pictures], args.out / "analyze.html")
     print(f"\nwritten: {args.out}/analyze.html .json, qsnr.csv, crest.csv, figures")
     return 0
+
+
+def _test_unbiasedness(
+    args: argparse.Namespace, subject: Subject, text: Text, look: Look, tables: dict[str, Rows]
+) -> list[Path]:
+    """Adds its table; the picture."""
+    from train.analysis.unbiasedness import plot_unbiasedness, unbiasedness, verdicts
+
+    rows = unbiasedness(subject.model, text, look.formats, args.layers, args.unbiasedness)
+    tables[f"{UNBIASEDNESS}, {args.unbiasedness} draws"] = verdicts(rows)
+    write_csv(rows, args.out / "unbiasedness.csv")
+    return [plot_unbiasedness(rows, args.out)]
 
 
 def summaries(found: Findings) -> dict[str, Rows]:

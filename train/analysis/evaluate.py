@@ -16,6 +16,7 @@ from lowbit import BlockFormat, QuantLinear, QuantRecipe, Rotation, convert_line
 from train.analysis.formats import formats_called
 from train.analysis.models import HELP, load_subject
 from train.analysis.output import aligned, write_csv, write_json
+from train.analysis.tasks import check_installed, task_rows
 from train.analysis.text import Text, add_text_arguments, read_text
 from train.gaps import interval
 from train.initial import weights_hash
@@ -38,11 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--skip", nargs="*", default=["lm_head"], help="layers left alone (globs)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="TASK",
+        help="of the LM evaluation harness besides, under every format (needs lm_eval)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fewshot", type=int, metavar="N", help="examples in a task's prompt (default: the task's)"
+    )
     parser.add_argument("--out", type=Path, help="folder for eval.csv and eval.json")
     add_text_arguments(parser, windows=8, seq_len=1024)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.tasks:
+        check_installed()
+    elif args.fewshot is not None:
+        raise ValueError(f"--fewshot {args.fewshot} has no effect without --tasks")
     formats = formats_called([name for name in args.formats if name != BASELINE])
     recipes = {BASELINE: QuantRecipe()}
     for format in formats:
@@ -51,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     text = read_text(subject, args)
     model = subject.model.to(getattr(torch, args.dtype))
     digest = weights_hash(model)
-    scores = evaluate(convert_linears(model, QuantRecipe(), tuple(args.skip)), recipes, text)
+    converted = convert_linears(model, QuantRecipe(), tuple(args.skip))
+    scores = evaluate(converted, recipes, text)
     rows = [summary(name, score, scores[BASELINE]) for name, score in scores.items()]
     lines = [
         f"model: {subject.source}, weights sha256 {digest[:12]}; the baseline is this model in"
@@ -59,11 +72,17 @@ def run(args: argparse.Namespace) -> int:
         *protocol(args, text),
     ]
     print("\n".join([*lines, "", aligned(rows)]))
+    tasks = []
+    if args.tasks:
+        if subject.vocabulary is None:
+            raise ValueError(f"--tasks: {subject.source} brings no readable tokenizer")
+        tasks = task_rows(converted, subject.vocabulary, recipes, args.tasks, args.fewshot)
+        print("\n".join(["", *(aligned([row]) for row in tasks)]))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         write_csv(rows, args.out / "eval.csv")
         windows = {name: vars(score) for name, score in scores.items()}
-        document = {"protocol": lines, "rows": rows, "windows": windows}
+        document = {"protocol": lines, "rows": rows, "windows": windows, "tasks": tasks}
         write_json(document, args.out / "eval.json")
     return 0
 

@@ -29,8 +29,8 @@ class Qsnr(Metric):
 
 
 class MeanStatistic(Metric):
-    """A function of `lowbit.stats` or `lowbit.gradient_stats` of two tensors, averaged over updates
-    with the number of elements as weight.
+    """A function of `lowbit.stats` of two tensors, averaged over updates, weighted by the number of
+    elements.
     """
 
     full_state_update = False

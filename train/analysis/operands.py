@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit import BlockFormat, Rotation, crest_factor, fake_quantize, rotate
+from lowbit import BlockFormat, Rotation, crest_factor, rotate
+from lowbit.stats import quantization_error
 from train.analysis.text import Text
 
 CREST_BLOCKS = (-1, 32, 16)
@@ -34,61 +35,34 @@ class Findings:
     loss: float = 0.0
 
 
-class _Seen:
-    """A matrix, perhaps rotated, and what its statistics share."""
-
-    def __init__(self, x: Tensor, dim: int) -> None:
-        self.x, self.dim = x, dim
-        self._largest = float(x.abs().amax()) or 1.0
-        self._signal = self._energy(x)
-        self._nonzero = int(x.count_nonzero())
-        self._crests: dict[int, float] = {}
-
-    def crest(self, block: int) -> float:
-        """Mean over the blocks."""
-        if block not in self._crests:
-            self._crests[block] = float(crest_factor(self.x, block, self.dim).nanmean())
-        return self._crests[block]
-
-    def qsnr_db(self, q: Tensor) -> float:
-        """`lowbit.qsnr_db` at FP32's speed and precision; NaN for zeros."""
-        return float(-10 * (self._energy(self.x - q) / self._signal).log10())
-
-    def underflow(self, q: Tensor) -> float:
-        """`lowbit.stats.underflow_share`: no zero of x becomes another value."""
-        return (self._nonzero - int(q.count_nonzero())) / q.numel()
-
-    def _energy(self, x: Tensor) -> Tensor:
-        """In units of the largest magnitude: squares of small gradients would underflow."""
-        x = x / self._largest
-        return x.mul_(x).sum().double()
-
-
 def look_at(x: Tensor, dim: int, look: Look) -> Findings:
     """The matrix `x` in blocks along `dim`; rows without a layer's name."""
     found = Findings()
-    x = x.detach().float()
-    seen: dict[int, _Seen] = {}
+    turned: dict[int, Tensor] = {0: x.detach()}
+    crests: dict[tuple[int, int], float] = {}
 
-    def through(rotation: str, block: int) -> _Seen:
+    def through(rotation: str, block: int) -> tuple[Tensor, float]:
+        """The rotated matrix, and the mean of its crest factors."""
         size = hadamard_size(rotation, block)
-        if size not in seen:
-            seen[size] = _Seen(rotate(x, Rotation(size), dim) if size else x, dim)
-        return seen[size]
+        if size not in turned:
+            turned[size] = rotate(turned[0], Rotation(size), dim)
+        if (size, block) not in crests:
+            crests[size, block] = float(crest_factor(turned[size], block, dim).nanmean())
+        return turned[size], crests[size, block]
 
     for rotation in look.rotations:
         for format in look.formats:
             assert isinstance(format.block_size, int)
-            tensor = through(rotation, format.block_size)
-            q = fake_quantize(tensor.x, format, dim)
+            tensor, crest = through(rotation, format.block_size)
+            error = quantization_error(tensor, format, dim)
             found.qsnr.append(
                 {
-                    "rotation": rotation, "format": str(format), "qsnr_db": tensor.qsnr_db(q),
-                    "crest": tensor.crest(format.block_size), "underflow": tensor.underflow(q),
+                    "rotation": rotation, "format": str(format), "qsnr_db": error.qsnr_db,
+                    "crest": crest, "underflow": error.underflow_share,
                 }
             )  # fmt: skip
         for block in CREST_BLOCKS:
-            crest = through(rotation, block).crest(block)
+            crest = through(rotation, block)[1]
             found.crest.append({"rotation": rotation, "block": block, "crest": crest})
     return found
 
@@ -100,6 +74,22 @@ def hadamard_size(rotation: str, block: int) -> int:
     return 0 if rotation == "none" else int(rotation)
 
 
+def place_of(layer: str) -> dict[str, Any]:
+    """Where a layer is in the model, by its name; depth -1 without a number."""
+    number = re.search(r"\d+", layer)
+    depth = int(number[0]) if number else -1
+    return {"layer": layer, "type": layer.rpartition(".")[2], "depth": depth}
+
+
+def chosen_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
+    """The linear layers that a glob names; ValueError for one that names none."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise ValueError(f"{pattern!r} matches no linear layer of {list(layers)}")
+    return {n: m for n, m in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
+
+
 class Observer:
     """Hooks on the linear layers of a model; what flows through them is measured at once."""
 
@@ -107,15 +97,10 @@ class Observer:
         self.look, self.findings = look, Findings()
         self._last: tuple[Tensor | None, dict[str, Findings]] = (None, {})
         self._handles: list[Any] = []
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in layers):
-                raise ValueError(f"{pattern!r} matches no linear layer of {list(layers)}")
-        chosen = {n: m for n, m in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
-        for name, layer in chosen.items():
+        self.layers = chosen_linears(model, patterns)
+        for name, layer in self.layers.items():
             self._handles.append(layer.register_forward_pre_hook(self._on_input(name)))
             self._handles.append(layer.register_full_backward_hook(self._on_grad(name)))
-        self.layers = chosen
 
     def look_at_weights(self) -> None:
         for name, layer in self.layers.items():
@@ -147,28 +132,31 @@ class Observer:
         return hook
 
     def _record(self, name: str, operand: str, found: Findings) -> None:
-        number = re.search(r"\d+", name)
-        where = {"layer": name, "type": name.rpartition(".")[2]}
-        where |= {"depth": int(number[0]) if number else -1, "operand": operand}  # type: ignore[dict-item]
+        where = place_of(name) | {"operand": operand}
         self.findings.qsnr += [where | row for row in found.qsnr]
         self.findings.crest += [where | row for row in found.crest]
 
 
 def observe(model: nn.Module, text: Text, look: Look, patterns: Sequence[str]) -> Findings:
     """One forward and backward pass over all windows; the loss is the mean over their tokens."""
+    observer = Observer(model, look, patterns)
+    try:
+        observer.findings.loss = backward_pass(model, text)
+    finally:
+        observer.remove()
+    observer.look_at_weights()
+    return observer.findings
+
+
+def backward_pass(model: nn.Module, text: Text) -> float:
+    """Forward and backward over all windows, for hooks to see; the mean loss, nats per token."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model.to(device).train(False)
-    observer = Observer(model, look, patterns)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     embeddings.weight.requires_grad_(True)  # enough for gradients to flow through every layer
-    try:
-        logits = model(input_ids=text.inputs.to(device), use_cache=False).logits
-        loss = F.cross_entropy(logits.float().flatten(0, 1), text.labels.to(device).flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-    finally:
-        observer.remove()
-    observer.look_at_weights()
-    observer.findings.loss = float(loss.detach())
-    return observer.findings
+    logits = model(input_ids=text.inputs.to(device), use_cache=False).logits
+    loss = F.cross_entropy(logits.float().flatten(0, 1), text.labels.to(device).flatten())
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())

@@ -72,7 +72,7 @@ def write_page(title: str, parts: Sequence[str | Sequence[Row] | Path], path: Pa
         "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
         "table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:1rem 0}"
         "td,th{padding:.15rem .7rem;border-bottom:1px solid #ddd;text-align:right}"
-        "td:first-child,th:first-child{text-align:left}img{max-width:100%}"
+        "td{vertical-align:top}.words{text-align:left}img{max-width:100%}"
     )
     path.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -87,8 +87,10 @@ def _part(part: str | Sequence[Row] | Path) -> str:
     if isinstance(part, Path):
         data = base64.b64encode(part.read_bytes()).decode()
         return f'<img alt="{html.escape(part.stem)}" src="data:image/png;base64,{data}">'
-    head = "".join(f"<th>{html.escape(str(key))}</th>" for key in part[0])
-    lines = (
-        "".join(f"<td>{html.escape(cell(value))}</td>" for value in row.values()) for row in part
-    )
+    head = "".join(_cell("th", str(key), isinstance(part[0][key], str)) for key in part[0])
+    lines = ("".join(_cell("td", cell(v), isinstance(v, str)) for v in r.values()) for r in part)
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _cell(tag: str, text: str, words: bool) -> str:
+    return f"<{tag}{' class=words' if words else ''}>{html.escape(text)}</{tag}>"

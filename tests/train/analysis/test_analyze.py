@@ -89,6 +89,29 @@ def test_every_file_is_written_and_layers_are_counted(
     assert "6 linear layers" in capsys.readouterr().out
 
 
+def test_stochastic_gradients_pass_the_1_over_b_test(command: list[str], tmp_path: Path) -> None:
+    """E8M0 scales that round up leave no bias; rounding to nearest is one draw's level."""
+    layers = [
+        "--layers",
+        "*0.mlp.down_proj",
+        "--formats",
+        "mxfp4",
+        "mxint8",
+        "--unbiasedness",
+        "32",
+    ]
+    assert main([*command, *layers]) == 0
+    rows = _rows(tmp_path / "out/unbiasedness.csv")
+    assert len(rows) == 2 * 2 * (6 + 1)  # formats, gradients, B = 1 .. 32 and nearest
+    document = json.loads((tmp_path / "out/analyze.json").read_text())
+    [table] = [rows for title, rows in document["tables"].items() if "1/B" in title]
+    found = {(row["format"], row["rounding"], row["gradient"]): row for row in table}
+    assert len(found) == 8
+    for (_, rounding, _), row in found.items():
+        assert row["verdict"] == ("unbiased" if rounding == "stochastic" else "biased")
+        assert row["slope"] == (pytest.approx(-1, abs=0.1) if rounding == "stochastic" else 0)
+
+
 @pytest.mark.parametrize("dim", [0, 1])
 def test_a_rotation_is_along_the_blocked_axis(dim: int) -> None:
     x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) * 1e-25
@@ -115,6 +138,7 @@ def test_wins_are_counted_tensor_by_tensor() -> None:
         (["--layers", "nothing*"], "'nothing*' matches no linear layer"),
         (["--rotations", "8"], "--rotations 8"),
         (["--formats", "int8", "--rotations", "block"], "no block size"),
+        (["--unbiasedness", "12"], "--unbiasedness 12: a power of two"),
     ],
 )
 def test_bad_input_is_one_line(

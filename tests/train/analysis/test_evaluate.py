@@ -88,6 +88,7 @@ def test_windows_are_the_texts_own_tokens(tiny_model: Path, text: Path) -> None:
         (["--formats", "mxint8", "--rotation", "7"], "rotation size=7"),
         (["--formats", "mxint8", "--skip", "nothing"], "'nothing' matches no linear layer"),
         (["--formats", "mxint8", "--windows", "9999"], "fewer than 9999 windows"),
+        (["--formats", "mxint8", "--fewshot", "5"], "--fewshot 5 has no effect without --tasks"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -104,11 +105,19 @@ def test_a_model_without_tokenizer_asks_for_one(
     assert "give --tokenizer" in capsys.readouterr().err
 
 
+def test_tasks_need_the_harness(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([*command, "--formats", "mxint8", "--tasks", "piqa"]) == 2
+    assert "--tasks needs the LM evaluation harness" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_smollm2_orders_the_formats(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    # by KL; mxint6 lies above mxfp8 as its QSNR lies below (29 against 31.5 dB on these weights)
+    # by KL; mxint6 is above mxfp8 as its QSNR is below (docs/reproduction.md has the conventions)
     formats = ["mxint8", "mxfp8", "mxint6", "nvfp4", "mxfp4"]
     cache = tmp_path_factory.getbasetemp().parent / "wheels"
     command = ["eval", "smollm2", "--weight-only", "--windows", "3", "--cache", str(cache)]

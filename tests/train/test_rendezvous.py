@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from train.checkpoint import complete_checkpoints
-from train.launch import check_launch
+from train.rendezvous import check_launch
 
 Fit = Callable[..., int]
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -1,0 +1,143 @@
+"""Branches: a continuation is the run's own, arms are paired, and what is done is kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from train.branch_run import Continuation, build_module
+from train.branch_set import read_branches
+from train.branches import Arms, BranchPoint
+from train.checkpoint import load_state
+from train.cli import main
+from train.estimate import estimate
+from train.plan import Variant
+from train.runs import read_run
+from train.yaml_safe import load_yaml
+
+
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Path, tiny_data: Path, recipes: Path
+) -> Path:
+    """6 steps of bf16 in two micro-batches each, with a checkpoint at step 3."""
+    torch.set_num_threads(1)  # as the tests themselves
+    folder = tmp_path_factory.mktemp("run") / "bf16-s0"
+    layers = ("-c", str(tiny), "-c", str(recipes / "bf16.yaml"), "--data.path", str(tiny_data))
+    settings = ("--model.llama.attention_dropout", "0", "--checkpoint_every", "3")
+    accumulate = ("--trainer.accumulate_grad_batches", "2")
+    assert main(["fit", *layers, "--run_dir", str(folder), *settings, *accumulate]) == 0
+    return folder
+
+
+def branch(
+    run: Path, out: Path, *recipes: Path, branches: int = 2, more: tuple[str, ...] = ()
+) -> int:
+    checkpoint = run / "checkpoints" / "step-00000003"
+    return main([
+        *("sweep", "--out", str(out), "--branch-from", str(checkpoint), "--horizon", "2"),
+        *("--branches", str(branches), "--recipes", *map(str, recipes), *more),
+    ])  # fmt: skip
+
+
+def test_on_the_runs_own_batches_a_branch_is_the_run(run: Path, recipes: Path) -> None:
+    """Bit for bit: optimizer state, learning rate, clipping, accumulation, validation."""
+    config = load_yaml((run / "config.yaml").read_text())
+    variant = Variant("bf16", "", recipes / "bf16.yaml", {})
+    module, judge = build_module(config, variant), build_module(config, variant)
+    own = Continuation(run / "checkpoints" / "step-00000003", config, seed=0, horizon=3)
+    last = read_run(run)
+    assert own.run(module, judge) == last.val_curve[1][-1]
+    assert module.grad_norm == last.metrics["grad_norm"][-1]
+    other = Continuation(run / "checkpoints" / "step-00000003", config, seed=1, horizon=3)
+    assert other.run(module, judge) != last.val_curve[1][-1]
+    assert own.run(module, judge) == last.val_curve[1][-1]  # nothing is left of the one before
+
+
+def test_arms_without_a_difference_have_no_gap(run: Path, recipes: Path, tmp_path: Path) -> None:
+    same = tmp_path / "same.yaml"
+    same.write_text("model: {policy: {name: same, recipe: {}}}\n")
+    perturbed = recipes.parent / "control" / "bf16_perturbed.yaml"
+    arms = [recipes / "bf16.yaml", same, recipes / "mxfp8.yaml", perturbed]
+    assert branch(run, tmp_path / "out", *arms) == 0
+    found = read_branches(tmp_path / "out")
+    assert found is not None
+    gaps = found.gaps()
+    assert gaps["same"] == [[0.0, 0.0]]
+    assert len({*gaps["mxfp8"][0], *gaps["bf16_perturbed"][0], 0.0}) == 5
+    assert max(map(abs, gaps["bf16_perturbed"][0])) < max(map(abs, gaps["mxfp8"][0])) < 0.1
+    first = (tmp_path / "out" / "branches.json").read_bytes()
+    assert branch(run, tmp_path / "out", *arms) == 0  # all is done
+    assert (tmp_path / "out" / "branches.json").read_bytes() == first
+
+
+def test_a_rerun_goes_on_to_the_same_branches(run: Path, recipes: Path, tmp_path: Path) -> None:
+    arms = (recipes / "bf16.yaml", recipes / "mxint8.yaml")
+    for out, counts in (("twice", (1, 3)), ("once", (3,))):
+        for count in counts:
+            branch(run, tmp_path / out, *arms, branches=count)
+    twice, once = (read_branches(tmp_path / out) for out in ("twice", "once"))
+    assert twice is not None and once is not None and len(once.units) == 3
+    assert twice.gaps() == once.gaps()
+
+
+def refused(capsys: Any, message: str, code: int) -> None:
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_branches_cannot_do_is_refused(
+    run: Path, recipes: Path, tmp_path: Path, capsys: Any
+) -> None:
+    bf16, out = recipes / "bf16.yaml", tmp_path / "out"
+    branch(run, out, bf16)
+    refused(capsys, "holds other branches: baseline was", branch(run, out, recipes / "mxfp8.yaml"))
+    refused(capsys, "no -c", branch(run, tmp_path / "x", bf16, more=("-c", str(bf16))))
+    refused(capsys, "beyond the run's last step", branch(run, out, bf16, more=("--horizon", "4")))
+    assert not (tmp_path / "x").exists()
+
+
+def test_planted_learning_rate_moves_the_loss(run: Path, recipes: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    lr = {"plain": {}, "lr": {"model.optimization.lr": 1.02e-2}}
+    plain = {"out": str(tmp_path / "out"), "recipes": [str(recipes / "bf16.yaml")], "overrides": lr}
+    spec.write_text(json.dumps(plain))
+    checkpoint = run / "checkpoints" / "step-00000003"
+    arguments = ["--branch-from", str(checkpoint), "--horizon", "2", "--branches", "3"]
+    assert main(["sweep", "--spec", str(spec), *arguments]) == 0
+    found = read_branches(tmp_path / "out")
+    assert found is not None and found.baseline == "bf16-plain"
+    assert all(gap != 0 for gap in found.gaps()["bf16-lr"][0])
+
+
+@pytest.mark.slow
+def test_chaos_alone_is_rarely_called_a_difference(
+    tmp_path: Path, tiny: Path, tiny_data: Path, recipes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BF16 against BF16 perturbed by 1e-6, 200 times with three branches of one step each."""
+    small = ("--model.llama.hidden_size", "32", "--model.llama.num_hidden_layers", "1")
+    small += ("--model.llama.intermediate_size", "32", "--data.seq_len", "16")
+    small += ("--data.global_batch_size", "2", "--data.val_windows", "2")
+    layers = ("-c", str(tiny), "-c", str(recipes / "bf16.yaml"), "--data.path", str(tiny_data))
+    folder = tmp_path / "bf16-s0"
+    assert main(["fit", *layers, "--run_dir", str(folder), "--checkpoint_every", "3", *small]) == 0
+    point = BranchPoint.read(folder / "checkpoints" / "step-00000003")
+    controls = recipes.parent / "control" / "bf16_perturbed.yaml"
+    variants = [Variant("bf16", "", recipes / "bf16.yaml", {}), Variant("p", "", controls, {})]
+    arms = Arms(point.config, variants)
+    state = load_state(point.path)
+    monkeypatch.setattr("train.branch_run.load_state", lambda _: state)  # 600 times the same
+    gaps = []
+    for branch in range(600):
+        continuation = Continuation(point.path, point.config, point.seed(branch), 1)
+        losses = arms.losses(continuation)
+        assert losses["bf16"] is not None and losses["p"] is not None
+        gaps.append(losses["p"] - losses["bf16"])
+    assert np.count_nonzero(gaps) > 500
+    found = [estimate([gaps[i : i + 3]]).verdict for i in range(0, 600, 3)]
+    called = sum(verdict != "not distinguishable" for verdict in found)
+    print(f"{called} of {len(found)} called a difference")
+    assert called <= 16

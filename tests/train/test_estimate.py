@@ -1,0 +1,94 @@
+"""Branch estimates: strata are given, units within them are noise; what compare makes of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from train.branch_set import BranchSet, read_branches
+from train.cli import main
+from train.estimate import estimate, report_target, units_needed
+from train.gaps import t_quantile
+
+Make = Callable[..., Path]
+
+
+def test_one_stratum_is_the_ordinary_interval() -> None:
+    gaps = [0.1, 0.4, 0.3, -0.2]
+    found = estimate([gaps])
+    error = np.std(gaps, ddof=1) / 2
+    assert found.mean == pytest.approx(0.15) and found.standard_error == pytest.approx(error)
+    assert found.high == pytest.approx(0.15 + t_quantile(0.975, 3) * error)
+
+
+def test_what_checkpoints_differ_by_is_no_noise() -> None:
+    """Two checkpoints with effects 1 and 3, each known to 0.1: the mean is 2, known to 0.1/√2."""
+    spread = 0.1 * np.sqrt(1.5)
+    strata = [[1 - spread, 1.0, 1 + spread], [3 - spread, 3.0, 3 + spread]]
+    found = estimate(strata)
+    assert found.mean == pytest.approx(2)
+    assert found.standard_error == pytest.approx(spread / np.sqrt(3) / np.sqrt(2))
+
+
+def test_intervals_over_strata_cover() -> None:
+    rng = np.random.default_rng(0)
+    effects = np.array([0.001, 0.004, -0.002])
+    covered = 0
+    for _ in range(1000):
+        found = estimate([rng.normal(effect, 0.003, 4).tolist() for effect in effects])
+        assert found.low is not None and found.high is not None
+        covered += found.low <= effects.mean() <= found.high
+    assert covered >= 930
+
+
+def test_target_says_how_many_units_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(1)
+    few = rng.normal(0, 0.001, 400).tolist()
+    needed = units_needed(estimate([few]), 0.0001)
+    assert needed is not None and 75 < needed < 125  # (0.001 / 0.0001)² = 100
+    assert not report_target({"x": [few]}, 1e-5, "branches")
+    assert f"1e-05 takes about {units_needed(estimate([few]), 1e-5)}" in capsys.readouterr().out
+    assert report_target({"x": [few]}, 0.001, "branches")
+    assert not report_target({"x": [few[:1]]}, 1.0, "branches")
+
+
+@pytest.fixture
+def branches() -> BranchSet:
+    arms: list[dict[str, Any]] = [
+        {"label": label, "recipe": f"{label}.yaml", "changes": {}, "control": control}
+        for label, control in (("bf16", None), ("x", None), ("p", "perturbed"))
+    ]
+    points = [{"path": f"c{i}", "step": 10 * i, "max_steps": 30, "digest": str(i)} for i in (1, 2)]
+    units = [
+        {"checkpoint": c, "branch": b, "seed": b, "validation_windows": 4, "seconds": 1.5,
+         "losses": {"bf16": 2.0, "x": 2.25 + 0.125 * b, "p": None if b == 2 else 2.0}}
+        for c in (0, 1) for b in (0, 1, 2)
+    ]  # fmt: skip
+    return BranchSet("bf16", 5, arms, points, {"commit": None}, ["lowbit sweep"], units)
+
+
+def test_compare_shows_branches_beside_full_runs(
+    tmp_path: Path, make_run: Make, branches: BranchSet, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("train.report.plot", lambda *_: None)
+    make_run(tmp_path / "bf16-s0", [3.0, 2.0], {2: 2.5})
+    branches.write(tmp_path / "branches-h5")
+    assert read_branches(tmp_path / "branches-h5") == branches
+    assert main(["compare", str(tmp_path)]) == 0
+    (found,) = json.loads((tmp_path / "compare" / "compare.json").read_text())["branches"]
+    x, p = found["rows"]
+    assert (x["mean"], x["units"], x["checkpoint_means"]) == (0.375, 6, [0.375, 0.375])
+    assert x["verdict"] == "worse" and p["verdict"] == "not distinguishable"
+    assert (p["diverged"], p["units"]) == (2, 4)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Valid for these checkpoints (step 10 of 30, 20 of 30) and this horizon (5 steps)" in out
+    assert "x +0.37500" in out and "p (control) +0.00000" in out
+
+
+def test_branches_alone_are_refused(tmp_path: Path, branches: BranchSet) -> None:
+    branches.write(tmp_path)
+    assert main(["compare", str(tmp_path)]) == 2
