@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from train.budget import PlanCLI
 from train.cli import VERBS, main
 from train.configuration import RunCLI
 
@@ -15,18 +16,15 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^(?:torchrun .*?\$\(which lowbit\)|lowbit) (.*)$", README, re.MULTILINE)
 
 
-class ParsedOnly(RunCLI):
-    def instantiate_classes(self) -> None:
-        pass
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     verb, *arguments = shlex.split(command, comments=True)
     assert verb in VERBS
     monkeypatch.chdir(ROOT)
     if verb in ("fit", "plan"):
-        assert ParsedOnly(verb, arguments).config.model.policy.name
+        cli = RunCLI if verb == "fit" else PlanCLI
+        monkeypatch.setattr(cli, "instantiate_classes", lambda _: None)
+        assert cli(verb, arguments).config.model.policy.name
         return
     called: list[Any] = []
     modules = ("data.prepare", "train.sweep", "train.compare", "train.formats_table")
