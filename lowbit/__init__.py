@@ -12,6 +12,7 @@ from lowbit.formats import (
     ScaleRule,
     block_format,
 )
+from lowbit.integer import Integer
 from lowbit.linear import QuantLinear
 from lowbit.noise import Key, Randomness
 from lowbit.policy import LayerPolicy, LayerRule
@@ -27,6 +28,7 @@ __all__ = [
     "Emulate",
     "FloatFormat",
     "IntFormat",
+    "Integer",
     "Key",
     "LayerPolicy",
     "LayerRule",

@@ -17,6 +17,7 @@ from lowbit import kernels
 from lowbit.backend import Emulate, Operand, Wanted
 from lowbit.formats import Arithmetic, BlockFormat, IntFormat
 from lowbit.noise import Key
+from lowbit.recipe import GEMMS, QuantRecipe
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,19 @@ class IntegerOperand(Operand):
     @property
     def T(self) -> "IntegerOperand":  # noqa: N802  (torch's name)
         return replace(self, blocked_dim=1 - self.blocked_dim)
+
+
+_TAKES = (
+    "it takes integer elements on both sides, 1-D blocks of a multiple of 16 (or -1), FP32 "
+    "arithmetic, float32 or bfloat16"
+)
+
+
+def _takes(format: BlockFormat) -> bool:
+    size = format.block_size
+    whole = isinstance(size, int) and (size == -1 or size % 16 == 0)
+    integer = isinstance(format.element, IntFormat)
+    return whole and integer and format.arithmetic is Arithmetic.FP32
 
 
 class Integer:
@@ -45,22 +59,27 @@ class Integer:
         if not kernels.enabled():
             raise ValueError("the integer backend needs the compiled kernels (LOWBIT_KERNELS)")
 
+    @staticmethod
+    def check(recipe: QuantRecipe) -> None:
+        """ValueError for a recipe with a quantized GEMM that has no integer product."""
+        if recipe.reuse_fprop_weight:
+            raise ValueError("the integer backend cannot reuse fprop's weight copy in dgrad")
+        for gemm, operands in GEMMS.items():
+            formats = [recipe.format(operand) for operand in operands]
+            if formats == [None, None]:
+                continue
+            if not all(format is not None and _takes(format) for format in formats):
+                names = " and ".join(str(format or "bf16") for format in formats)
+                raise ValueError(f"the integer backend has no {gemm} of {names}: {_TAKES}")
+
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
         if format is None:
             return Operand(x)
+        if not _takes(format) or x.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"the integer backend has no {format} of {x.dtype}: {_TAKES}")
         size = format.block_size
-        if (
-            not isinstance(format.element, IntFormat)
-            or isinstance(size, tuple)
-            or (size != -1 and size % 16)
-            or format.arithmetic is not Arithmetic.FP32
-            or x.dtype not in (torch.float32, torch.bfloat16)
-        ):
-            raise ValueError(
-                f"the integer backend has no {format} of {x.dtype}: it takes integer elements, "
-                "1-D blocks of a multiple of 16 (or -1), FP32 arithmetic, float32 or bfloat16"
-            )
         codes, scales, above = kernels.codes(x, format, dim, key)
+        assert isinstance(size, int)
         missing = -codes.shape[1] % (16 if size == -1 else size)
         if missing:
             codes = F.pad(codes, (0, missing))

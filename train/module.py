@@ -19,11 +19,11 @@ from lowbit import (
     Phase,
     QuantLinear,
     Randomness,
-    convert_linears,
     enter_phase,
     unquantized,
 )
-from train.controls import Control, SignedError, perturb, with_keys
+from train.backends import BackendName, convert
+from train.controls import Control, perturb, with_keys
 from train.fsdp import FullySharded
 from train.guards import check_finite
 from train.initial import empty_model, pretrained_model, random_model, weights_hash
@@ -73,6 +73,7 @@ class PretrainModule(LightningModule):
         compile_blocks: bool = False,
         validate_bf16: bool = False,
         control: Control | None = None,
+        backend: BackendName = "emulate",
     ) -> None:
         """Args:
         llama: The architecture, with the names of transformers' LlamaConfig.
@@ -86,9 +87,11 @@ class PretrainModule(LightningModule):
         validate_bf16: Validate the same weights without quantization too, as val/loss_bf16.
         control: Show the noise instead of a recipe. perturbed: initial weights plus 1e-6 of noise;
             noise: operands plus their quantization error with a random sign.
+        backend: How quantized operands are multiplied. emulate: their values, by the device's BF16
+            GEMM; integer: INT8 codes block by block, on CPUs, for recipes of integers alone.
         """
         super().__init__()
-        self.control = control
+        self.control, self.backend = control, backend
         policy = with_keys(policy) if control == "noise" else policy
         self.policy, self.optimization = policy, optimization
         self.init_from, self.seed = init_from, seed
@@ -107,8 +110,7 @@ class PretrainModule(LightningModule):
         self.validation: dict[str, float] = {}  #: the last validation's results
 
     def _convert(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
-        backend = SignedError() if self.control == "noise" else None
-        convert_linears(model, self.policy, backend=backend, randomness=self.randomness)
+        convert(model, self.policy, self.randomness, self.backend, self.control)
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if self.compile_blocks:

@@ -74,6 +74,7 @@ def test_arms_without_a_difference_have_no_gap(run: Path, recipes: Path, tmp_pat
     assert (tmp_path / "out" / "branches.json").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_rerun_goes_on_to_the_same_branches(run: Path, recipes: Path, tmp_path: Path) -> None:
     arms = (recipes / "bf16.yaml", recipes / "mxint8.yaml")
     for out, counts in (("twice", (1, 3)), ("once", (3,))):

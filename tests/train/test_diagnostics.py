@@ -79,6 +79,7 @@ def test_equals_the_offline_statistics(
         assert row["cosine"] == pytest.approx(float(error.cosine), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["mxint8", "nvfp4"])
 def test_the_run_does_not_notice(
     fit: Fit, tmp_path: Path, recipe: str, assert_same_run: Callable[[Path, Path], None]
@@ -111,6 +112,7 @@ def test_no_hook_where_nothing_is_looked_at(
     assert hooks and set(hooks) == {0}
 
 
+@pytest.mark.slow
 def test_a_resume_cuts_back_and_goes_on(fit: Fit, tmp_path: Path) -> None:
     stopped, often = tmp_path / "stopped", ("--checkpoint_every", "3")
     assert fit(stopped, "mxint8", *PLAN, *often) == 0

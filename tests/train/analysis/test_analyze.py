@@ -89,6 +89,7 @@ def test_every_file_is_written_and_layers_are_counted(
     assert "6 linear layers" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_stochastic_gradients_pass_the_1_over_b_test(command: list[str], tmp_path: Path) -> None:
     """E8M0 scales that round up leave no bias; rounding to nearest is one draw's level."""
     layers = [

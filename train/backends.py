@@ -1,0 +1,30 @@
+"""The backend that a run's options name, in every quantized layer."""
+
+from typing import Literal
+
+from torch import nn
+
+from lowbit import Backend, Emulate, Integer, LayerPolicy, Randomness, convert_linears
+from train.controls import Control, SignedError
+
+BackendName = Literal["emulate", "integer"]
+
+
+def convert(
+    model: nn.Module,
+    policy: LayerPolicy,
+    randomness: Randomness,
+    name: BackendName,
+    control: Control | None,
+) -> None:
+    """Convert `model` in place; ValueError for a recipe of any phase that the backend lacks."""
+    backend: Backend = Integer() if name == "integer" else Emulate()
+    if control == "noise":
+        if name != "emulate":
+            raise ValueError(f"model.backend={name} with model.control=noise: only emulate has it")
+        backend = SignedError()
+    convert_linears(model, policy, backend=backend, randomness=randomness)
+    if isinstance(backend, Integer):
+        for phase in (None, *policy.phases):
+            for recipe in {r for r in policy.resolve(model, phase).values() if r}:
+                backend.check(recipe)
