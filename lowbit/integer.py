@@ -73,6 +73,7 @@ class Integer:
                 raise ValueError(f"the integer backend has no {gemm} of {names}: {_TAKES}")
 
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
+        """Codes and block scales of the matrix `x`; ValueError for a format without an integer product."""
         if format is None:
             return Operand(x)
         if not _takes(format) or x.dtype not in (torch.float32, torch.bfloat16):
@@ -86,9 +87,11 @@ class Integer:
         return IntegerOperand(codes, above, scales, dim)
 
     def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
+        """Both from `x`, one after the other."""
         return self.operand(x, across[0], 1, across[1]), self.operand(x, down[0], 0, down[1])
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """INT32 within a block, FP32 across; `a` blocked along its rows, `b` along its columns."""
         if not isinstance(a, IntegerOperand) and not isinstance(b, IntegerOperand):
             return self._plain.matmul(a, b, bias, dtype)
         if not isinstance(a, IntegerOperand) or not isinstance(b, IntegerOperand):
