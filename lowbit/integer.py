@@ -73,7 +73,7 @@ class Integer:
                 raise ValueError(f"the integer backend has no {gemm} of {names}: {_TAKES}")
 
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
-        """Codes and block scales of the matrix `x`; ValueError for a format without an integer product."""
+        """Codes and scales of the matrix `x`; ValueError for a format without a product."""
         if format is None:
             return Operand(x)
         if not _takes(format) or x.dtype not in (torch.float32, torch.bfloat16):
