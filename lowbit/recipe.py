@@ -96,7 +96,7 @@ class QuantRecipe:
             changes: dict[str, object] = dict.fromkeys((*GEMMS[gemm], f"{gemm}_rotation"))
             if gemm == "dgrad":
                 changes["reuse_fprop_weight"] = False
-            recipe = replace(recipe, **changes)  # type: ignore[arg-type]
+            recipe = replace(recipe, **changes)  # type: ignore[arg-type]  # keys are fields
         return recipe
 
     def table(self) -> dict[str, str]:

@@ -74,4 +74,4 @@ def _deterministic(recipe: QuantRecipe) -> QuantRecipe:
         changes |= {name: None for name, f in formats.items() if f not in kept}
         if not kept:
             changes[f"{gemm}_rotation"] = None  # of two unquantized operands: nothing
-    return replace(recipe, **changes)  # type: ignore[arg-type]
+    return replace(recipe, **changes)  # type: ignore[arg-type]  # keys are fields

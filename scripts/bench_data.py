@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,11 @@ def bench_prepare(folder: Path, cache: Path) -> None:
     for workers, copies in COPIES.items():
         (folder / "texts.jsonl").write_text(rows * copies)
         request = Request(text=(f"{folder}/texts.jsonl",), tokenizer=f"{folder}/tokenizer.json")
-        own, ratios = [cpu_seconds(lambda: tokenize(copies))], []  # noqa: B023 (called at once)
+        own, ratios = [cpu_seconds(partial(tokenize, copies))], []
         for repeat in range(REPEATS):
             out = folder / f"out-{workers}-{repeat}"
-            took = cpu_seconds(lambda: prepare(out, request, workers=workers))  # noqa: B023
-            own.append(cpu_seconds(lambda: tokenize(copies)))  # noqa: B023
+            took = cpu_seconds(partial(prepare, out, request, workers=workers))
+            own.append(cpu_seconds(partial(tokenize, copies)))
             ratios.append((own[-1] + own[-2]) / 2 / took)
         speed = copies * sum(map(len, texts)) / statistics.median(own) / 1e6
         print(

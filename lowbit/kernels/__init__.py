@@ -36,7 +36,7 @@ def using(mode: str) -> Iterator[None]:
         _mode = before
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
 def enabled() -> bool:
     """Whether the kernels are wanted and can run; builds them at the first call."""
     global _available

@@ -16,6 +16,7 @@ _SERIAL = 1 << 15  # values; waking other threads costs more than quantizing so 
 
 @lru_cache(maxsize=1024)
 def c_format(description: tuple[float, ...], limit: float) -> Format:
+    """The C struct of `Request.description`, whose values saturate at `limit`."""
     kinds = [field[1] for field in Format._fields_[:-1]]
     values = [
         value if kind is ctypes.c_float else int(value)
@@ -25,6 +26,7 @@ def c_format(description: tuple[float, ...], limit: float) -> Format:
 
 
 def threads_for(x: Tensor) -> int:
+    """How many threads read `x`: PyTorch's number, one for a small tensor."""
     return torch.get_num_threads() if x.numel() > _SERIAL else 1
 
 
@@ -208,7 +210,7 @@ _OPERATORS: dict[str, tuple[Any, Any]] = {
     "integer_matmul(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, ScalarType dtype) -> "
     "Tensor": (_integer_matmul, _like_product),
 }
-_library: Any = torch.library.Library("lowbit", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library: Any = torch.library.Library("lowbit", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
 for _schema, (_implementation, _fake) in _OPERATORS.items():
     _name = _schema.split("(")[0]
     _library.define(_schema)
