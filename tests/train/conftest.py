@@ -175,3 +175,25 @@ def assert_same_run() -> Callable[..., None]:
         _same(final(a), final(b), "checkpoint")
 
     return compare
+
+
+@pytest.fixture
+def save() -> Callable[..., Path]:
+    """Write a small checkpoint of a step, whose weights are its number, `full` or `sharded`."""
+    import torch
+
+    from train.checkpoint import AtomicCheckpointIO
+    from train.sharded import save_sharded
+
+    def write(folder: Path, step: int, kind: str = "full") -> Path:
+        weights = {"weights": torch.full((300,), float(step))}
+        adam = {"state": {0: {"exp_avg": torch.full((300,), step + 0.5)}}, "param_groups": []}
+        state = {"state_dict": weights, "optimizer_states": [adam], "origin": {"step": step}}
+        path = folder / f"step-{step:08d}"
+        if kind == "full":
+            AtomicCheckpointIO().save_checkpoint(state, path)
+        else:
+            save_sharded(state, path)
+        return path
+
+    return write
