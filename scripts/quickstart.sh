@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job on the embedded default: one Llama under three recipes on Shakespeare, compared.
 # A second call skips what is done. Takes under a quarter of an hour on two CPU cores.
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/environment.sh" ""  # not the arguments of this script
 
 lowbit prepare corpus/shakespeare --corpus shakespeare
 lowbit sweep --out runs/quickstart \

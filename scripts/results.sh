@@ -8,7 +8,7 @@
 #   long-branches   H = 80                                     30 min
 #   tables          what the others have left                  at the end of every call
 # TINY=1 shrinks everything to seconds, to try the script.
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/environment.sh" ""  # not the arguments of this script
 
 out=runs/results base=runs/results-base tiny=() corpus=(--corpus shakespeare) data=corpus/shakespeare
 short=20 long=80 rounds=5 drift_rounds=9 long_rounds=2 steps=(80 160 240)

@@ -62,7 +62,7 @@ class RunRecord(Callback):
             "recipe_table": [{"layer": n} | q.recipe.table() for n, q in layers.items()],
             "phases": phase_rows(module.policy, trainer.max_steps),
             "backend": sorted({layer.backend.name for layer in layers.values()}),
-            "kernels": kernels.enabled(),
+            "kernels": kernels.enabled(module.device.type),
             "seed": module.seed,
             "data": {
                 "path": str(data.path),

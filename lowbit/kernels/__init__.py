@@ -2,9 +2,11 @@
 
 The environment variable LOWBIT_KERNELS chooses: `auto` (default) uses the kernels where they can be
 built and says in one line where they cannot, `require` raises there, `off` keeps to the definition.
+C++ for CPUs, Triton for CUDA devices.
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from lowbit.noise import Key
 
 _MODES = ("off", "auto", "require")
 _mode: str | None = None  # of `using`; else the environment's
-_available: bool | None = None
+_available: dict[str, bool] = {}  # by type of device
 
 
 @contextmanager
@@ -37,22 +39,28 @@ def using(mode: str) -> Iterator[None]:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
-def enabled() -> bool:
-    """Whether the kernels are wanted and can run; builds them at the first call."""
-    global _available
+def enabled(device: str = "cpu") -> bool:
+    """Whether the kernels of this type of device are wanted and can run; loads them at first."""
     mode = _mode or _checked(os.environ.get("LOWBIT_KERNELS", "auto"))
-    if mode == "off":
+    if mode == "off" or device not in ("cpu", "cuda"):
         return False
-    if _available is None or (mode == "require" and not _available):
+    if device not in _available or (mode == "require" and not _available[device]):
         try:
-            library()
-            _available = True
-        except BuildError as error:
+            _load(device)
+            _available[device] = True
+        except (BuildError, ImportError) as error:
             if mode == "require":
                 raise
-            _available = False
+            _available[device] = False
             logging.getLogger("lowbit").warning("kernels off, PyTorch instead: %s", error)
-    return _available
+    return _available[device]
+
+
+def _load(device: str) -> None:
+    if device == "cpu":
+        library()
+    else:
+        from lowbit.kernels import gpu as gpu  # needs Triton
 
 
 Values = tuple[Tensor, Tensor | None]  # and the tensor scale of NV formats
@@ -107,14 +115,16 @@ def quantization_sums(
     x: Tensor, format: BlockFormat, dim: int, key: Key | None
 ) -> tuple[float, float, int, int] | None:
     """`lowbit.stats.quantization_error`'s sums in one read, or None where no kernel does it."""
-    if not _covers(x, format, dim) or not x.dim():
+    if x.device.type != "cpu" or not _covers(x, format, dim) or not x.dim():
         return None
     return measure.quantization_sums(x, dim, Request(format, key, torch.float32, saturates=True))
 
 
 def crest_factors(x: Tensor, block_size: int, dim: int) -> Tensor | None:
     """`lowbit.stats.crest_factor` in one read, or None where no kernel does it."""
-    return measure.crest_factors(x, block_size, dim) if _reads(x, dim) and x.dim() else None
+    if x.device.type != "cpu" or not _reads(x, dim) or not x.dim():
+        return None
+    return measure.crest_factors(x, block_size, dim)
 
 
 def _request(x: Tensor, format: BlockFormat, key: Key | None) -> Request:
@@ -126,19 +136,25 @@ def _covers(x: Tensor, format: BlockFormat, dim: int) -> bool:
         format.arithmetic is Arithmetic.FP32
         and format.element.bits <= 8
         and (isinstance(format.block_size, int) or x.ndim >= 2)
+        and (x.device.type == "cpu" or _powers_of_two(format.block_size))
         and _reads(x, dim)
     )
 
 
 def _reads(x: Tensor, dim: int) -> bool:
     return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
+        x.dtype in (torch.float32, torch.bfloat16)
         and x.numel() > 0
         and type(x) in (Tensor, torch.nn.Parameter)
         and -x.ndim <= dim < max(x.ndim, 1)
-        and enabled()
+        and enabled(x.device.type)
     )
+
+
+def _powers_of_two(block_size: int | tuple[int, int]) -> bool:
+    """Triton's shapes are; beyond 2^14 values a block does not fit its registers."""
+    sizes = block_size if isinstance(block_size, tuple) else (block_size,)
+    return all(size > 0 and size.bit_count() == 1 for size in sizes) and math.prod(sizes) <= 2**14
 
 
 def _checked(mode: str) -> str:

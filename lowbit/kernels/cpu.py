@@ -1,4 +1,4 @@
-"""The C++ quantizer as `torch.library` operators."""
+"""The C++ quantizer and the integer product behind the operators of operators.py, for CPUs."""
 
 import ctypes
 import math
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowbit.kernels.layout import Layout, layout, without_gaps
 from lowbit.kernels.library import Format, Job, Product, library
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -30,26 +31,13 @@ def threads_for(x: Tensor) -> int:
     return torch.get_num_threads() if x.numel() > _SERIAL else 1
 
 
-def order_of(x: Tensor) -> list[int]:
-    """The axes by falling stride: the order in which the values lie."""
-    strides = x.stride()
-    return sorted(range(x.dim()), key=lambda axis: (-strides[axis], axis))
-
-
-def place(job: Job, shape: list[int], dim: int, block: list[int]) -> None:
-    """See the tensor as [outer, rows, columns] in 2-D blocks."""
-    if len(block) == 2:
-        rows, columns = shape[-2:]
-        job.block_rows, job.block_columns = min(block[0], rows), min(block[1], columns)
-    elif dim == len(shape) - 1:
-        rows, columns = math.prod(shape[:-1]), shape[-1]
-        job.block_rows, job.block_columns = 1, columns if block[0] == -1 else min(block[0], columns)
-    else:
-        rows, columns = shape[dim], math.prod(shape[dim + 1 :])
-        job.block_rows, job.block_columns = rows if block[0] == -1 else min(block[0], rows), 1
-    job.rows, job.columns = rows, columns
-    job.outer = math.prod(shape) // (rows * columns)
-    job.segment = columns
+def job_over(x: Tensor, seen: Layout) -> Job:
+    """Read `x` as `seen`."""
+    job = Job(x.data_ptr())
+    job.outer, job.rows, job.columns = seen.outer, seen.rows, seen.columns
+    job.block_rows, job.block_columns = seen.block_rows, seen.block_columns
+    job.segment = seen.columns
+    return job
 
 
 def job_of(
@@ -61,8 +49,8 @@ def job_of(
     noise: tuple[Tensor | None, Tensor | None],
 ) -> Job:
     """`axes` are the sizes in the order in which they lie, and the blocked one of them."""
-    job = Job(x.data_ptr(), out.data_ptr())
-    place(job, *axes, [int(size) for size in format[10:]])
+    job = job_over(x, layout(*axes, [int(size) for size in format[10:]]))
+    job.out = out.data_ptr()
     if scale[0] is not None:
         job.tensor_scale, job.apply_tensor_scale = scale[0].data_ptr(), scale[1]
     if noise[0] is not None and noise[1] is not None:
@@ -71,7 +59,7 @@ def job_of(
     return job
 
 
-def _quantize(
+def quantize(
     x: Tensor,
     format: list[float],
     dim: int,
@@ -82,12 +70,7 @@ def _quantize(
     state: Tensor | None,
     first_row: Tensor | None,
 ) -> Tensor:
-    order = list(range(x.dim()))
-    if not x.is_contiguous():
-        order = order_of(x)
-        two_d = len(format) > 11
-        if state is not None or two_d or not x.permute(order).is_contiguous():
-            x, order = x.contiguous(), list(range(x.dim()))
+    x, order = without_gaps(x, by_position=state is not None or len(format) > 11)
     out = torch.empty_like(x, dtype=dtype)
     axes = [x.shape[axis] for axis in order], order.index(dim)
     job = job_of(x, out, axes, format, (tensor_scale, apply), (state, first_row))
@@ -98,7 +81,7 @@ def _quantize(
     return out
 
 
-def _quantize_both(
+def quantize_both(
     x: Tensor,
     formats: list[float],
     dtypes: list[torch.dtype],
@@ -122,7 +105,7 @@ def _quantize_both(
     return outs[0], outs[1]
 
 
-def _codes(
+def codes(
     x: Tensor,
     format: list[float],
     dim: int,
@@ -131,7 +114,7 @@ def _codes(
     first_row: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
-    codes, scales = _empty_codes(x, format, dim)
+    codes, scales = empty_codes(x, format, dim)
     job = job_of(x, codes, ([*x.shape], dim), format, (tensor_scale, False), (state, first_row))
     job.transposed = 1 - dim
     job.scales = scales.data_ptr()
@@ -142,14 +125,14 @@ def _codes(
     return codes, scales if dim == 1 else scales.t()
 
 
-def _empty_codes(x: Tensor, format: list[float], dim: int, *_: Any) -> tuple[Tensor, Tensor]:
+def empty_codes(x: Tensor, format: list[float], dim: int, *_: Any) -> tuple[Tensor, Tensor]:
     rows, depth = x.shape if dim == 1 else x.shape[::-1]
     blocks = 1 if format[10] == -1 else -(-depth // int(format[10]))
     shape = (rows, blocks) if dim == 1 else (blocks, rows)
     return x.new_empty(rows, depth, dtype=torch.int8), x.new_empty(shape, dtype=torch.float32)
 
 
-def _integer_matmul(
+def integer_matmul(
     a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, dtype: torch.dtype
 ) -> Tensor:
     out = a.new_empty(a.shape[0], b.shape[0], dtype=dtype)
@@ -164,55 +147,9 @@ def _integer_matmul(
     return out
 
 
-def _tensor_scale(x: Tensor, most: float) -> Tensor:
+def tensor_scale(x: Tensor, most: float) -> Tensor:
     """scale.py's tensor_scale; `most` is 448 x the element's max."""
-    if not x.permute(order_of(x)).is_contiguous():
-        x = x.contiguous()
+    x, _ = without_gaps(x, by_position=False)
     bits = library().lowbit_finite_amax(x.data_ptr(), x.numel(), TYPES[x.dtype], threads_for(x))
     amax = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
     return (amax / most).clamp_(min=2.0**-117)
-
-
-def _like(x: Tensor, format: list[float], dim: int, dtype: torch.dtype, *_: Any) -> Tensor:
-    return torch.empty_like(x, dtype=dtype)
-
-
-def _like_both(
-    x: Tensor, formats: list[float], dtypes: list[torch.dtype], *_: Any
-) -> tuple[Tensor, Tensor]:
-    rows, columns = x.shape
-    return x.new_empty(rows, columns, dtype=dtypes[0]), x.new_empty(columns, rows, dtype=dtypes[1])
-
-
-def _like_scale(x: Tensor, most: float) -> Tensor:
-    return x.new_empty((), dtype=torch.float32)
-
-
-def _like_codes(x: Tensor, format: list[float], dim: int, *_: Any) -> tuple[Tensor, Tensor]:
-    codes, scales = _empty_codes(x, format, dim)
-    return codes, scales if dim == 1 else scales.t()
-
-
-def _like_product(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, dtype: torch.dtype
-) -> Tensor:
-    return a.new_empty(a.shape[0], b.shape[0], dtype=dtype)
-
-
-_OPERATORS: dict[str, tuple[Any, Any]] = {
-    "quantize(Tensor x, float[] format, int dim, ScalarType dtype, float limit, Tensor? "
-    "tensor_scale, bool apply, Tensor? state, Tensor? first_row) -> Tensor": (_quantize, _like),
-    "quantize_both(Tensor x, float[] formats, ScalarType[] dtypes, float[] limits, Tensor?[] "
-    "tensor_scales, Tensor?[] noise) -> (Tensor, Tensor)": (_quantize_both, _like_both),
-    "tensor_scale(Tensor x, float most) -> Tensor": (_tensor_scale, _like_scale),
-    "codes(Tensor x, float[] format, int dim, Tensor? tensor_scale, Tensor? state, Tensor? "
-    "first_row) -> (Tensor, Tensor)": (_codes, _like_codes),
-    "integer_matmul(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, ScalarType dtype) -> "
-    "Tensor": (_integer_matmul, _like_product),
-}
-_library: Any = torch.library.Library("lowbit", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
-for _schema, (_implementation, _fake) in _OPERATORS.items():
-    _name = _schema.split("(")[0]
-    _library.define(_schema)
-    _library.impl(_name, _implementation, "CPU")
-    torch.library.register_fake(f"lowbit::{_name}", _fake, lib=_library)

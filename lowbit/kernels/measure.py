@@ -5,18 +5,17 @@ import ctypes
 import torch
 from torch import Tensor
 
-from lowbit.kernels.cpu import TYPES, c_format, job_of, order_of, place, threads_for
-from lowbit.kernels.library import Job, library
+from lowbit.kernels.cpu import TYPES, c_format, job_of, job_over, threads_for
+from lowbit.kernels.layout import layout, without_gaps
+from lowbit.kernels.library import library
 from lowbit.kernels.request import Request
 
 
 def quantization_sums(x: Tensor, dim: int, wanted: Request) -> tuple[float, float, int, int]:
     """Sum of x², of (x - q)², how many of x and of q are not zero; `x` has an axis at least."""
     x, dim = x.detach(), dim % x.dim()
-    order = order_of(x)
     by_position = wanted.key is not None or isinstance(wanted.format.block_size, tuple)
-    if by_position or not x.permute(order).is_contiguous():
-        x, order = x.contiguous(), list(range(x.dim()))
+    x, order = without_gaps(x, by_position)
     above = wanted.tensor_scale(x)
     axes = [x.shape[axis] for axis in order], order.index(dim)
     job = job_of(x, x, axes, wanted.description, (above, above is not None), wanted.noise)
@@ -34,8 +33,7 @@ def crest_factors(x: Tensor, block_size: int, dim: int) -> Tensor:
     x, dim = x.detach().contiguous(), dim % x.dim()
     length = x.shape[dim]
     size = length if block_size == -1 else block_size
-    job = Job(x.data_ptr())
-    place(job, list(x.shape), dim, [size])
+    job = job_over(x, layout(list(x.shape), dim, [size]))
     if job.block_rows == 1 and dim == x.dim() - 1:
         job.block_columns = size  # zeros fill a short block
     else:

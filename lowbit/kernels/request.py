@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lowbit.formats import E4M3, BlockFormat, FloatFormat, Rounding, ScaleFormat, ScaleRule
-from lowbit.kernels import cpu as cpu  # registers the operators
+from lowbit.kernels import operators as operators  # registers them
 from lowbit.noise import Key
 
 _SCALES = [ScaleFormat.E8M0, ScaleFormat.E4M3, ScaleFormat.BF16, ScaleFormat.FP32]

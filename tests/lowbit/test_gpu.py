@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit import Key, Rounding, block_format, fake_quantize, kernels
+from lowbit import Emulate, Key, Rounding, block_format, fake_quantize, kernels
 from lowbit.formats import NAMED
 from lowbit.noise import uniform
 
@@ -35,19 +35,35 @@ def assert_same_bits(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("mode", ["off", "require"])
 @pytest.mark.parametrize("name", sorted(NAMED))
-def test_the_same_values(name: str, dim: int, dtype: torch.dtype) -> None:
+def test_the_same_values(name: str, mode: str, dim: int, dtype: torch.dtype) -> None:
     x, format = awkward(dtype), block_format(name)
     with kernels.using("off"):
         expected = fake_quantize(x, format, dim)
+    with kernels.using(mode):
         assert_same_bits(fake_quantize(x.to(DEVICE), format, dim).cpu(), expected)
 
 
+@pytest.mark.parametrize("name", ["mxint8", "mxfp8", "nvfp4"])
+def test_the_same_operands_in_one_read(name: str) -> None:
+    x, wanted = awkward(torch.bfloat16), (block_format(name), None)
+    with kernels.using("off"):
+        expected = Emulate().operands(x, wanted, wanted)
+    with kernels.using("require"):
+        found = Emulate().operands(x.to(DEVICE), wanted, wanted)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same_bits(ours.values.cpu(), theirs.values)
+        assert ours.scale is theirs.scale or torch.equal(ours.scale.cpu(), theirs.scale)
+
+
+@pytest.mark.parametrize("mode", ["off", "require"])
 @pytest.mark.parametrize("name", ["mxint8", "mxfp8", "mxfp4", "nvfp4"])
-def test_the_same_stochastic_rounding(name: str) -> None:
+def test_the_same_stochastic_rounding(name: str, mode: str) -> None:
     x, key = awkward(torch.float32), Key.of(7).fold(3).at(1000)
     format = replace(block_format(name), rounding=Rounding.STOCHASTIC)
-    found = fake_quantize(x.to(DEVICE), format, 1, key=key).cpu()
+    with kernels.using(mode):
+        found = fake_quantize(x.to(DEVICE), format, 1, key=key).cpu()
     with kernels.using("off"):
         assert_same_bits(found, fake_quantize(x, format, 1, key=key))
     assert torch.equal(uniform((64, 64), key, DEVICE).cpu(), uniform((64, 64), key))

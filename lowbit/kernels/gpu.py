@@ -1,0 +1,106 @@
+"""The Triton quantizer behind the operators of operators.py, for CUDA devices."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from lowbit.kernels import gpu_quantize
+from lowbit.kernels.layout import layout, without_gaps
+
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
+_INTEGERS = 0, 1, 2, 5, 6, 7, 9  # of the ten numbers that request.py describes a format with
+NO_FUSION = {"enable_fp_fusion": False}
+
+
+def quantize(
+    x: Tensor,
+    format: list[float],
+    dim: int,
+    dtype: torch.dtype,
+    limit: float,
+    tensor_scale: Tensor | None,
+    apply: bool,
+    state: Tensor | None,
+    first_row: Tensor | None,
+) -> Tensor:
+    """Operator `lowbit::quantize`."""
+    block = [int(size) for size in format[10:]]
+    x, order = without_gaps(x, state is not None or len(block) == 2)
+    out = torch.empty_like(x, dtype=dtype)
+    dim = order.index(dim)
+    seen = layout([x.shape[axis] for axis in order], dim, block)
+    if len(block) == 1:
+        block = [1, *block] if dim == x.dim() - 1 else [*block, 1]
+    rows, columns = block
+    tile = max(rows, 32), max(columns, 32)
+    grid = (seen.outer * _tiles(seen.rows, tile[0]) * _tiles(seen.columns, tile[1]),)
+    with _device_of(x):
+        gpu_quantize.quantize[grid](
+            *(_bits(x), _bits(out), tensor_scale, seen.rows, seen.columns, limit, x.shape[-1]),
+            *(_number(state), _number(first_row), constants(format), rows, columns, *tile, apply),
+            **NO_FUSION,
+        )
+    return out
+
+
+def quantize_both(
+    x: Tensor,
+    formats: list[float],
+    dtypes: list[torch.dtype],
+    limits: list[float],
+    tensor_scales: list[Tensor | None],
+    noise: list[Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """Operator `lowbit::quantize_both`."""
+    x = x.contiguous()
+    rows, columns = x.shape
+    across = x.new_empty(rows, columns, dtype=dtypes[0])
+    down = x.new_empty(columns, rows, dtype=dtypes[1])
+    described = formats[:11], formats[11:]
+    blocks = [int(format[10]) for format in described]
+    tile = max(blocks[1], 32), max(blocks[0], 32)
+    states, first_rows = map(_number, noise[::2]), map(_number, noise[1::2])
+    grid = (_tiles(rows, tile[0]) * _tiles(columns, tile[1]),)
+    with _device_of(x):
+        gpu_quantize.quantize_both[grid](
+            *(_bits(x), _bits(across), _bits(down), *tensor_scales, rows, columns, *limits),
+            *(*states, *first_rows, *map(constants, described), *blocks, *tile),
+            **NO_FUSION,
+        )
+    return across, down
+
+
+def tensor_scale(x: Tensor, most: float) -> Tensor:
+    """Operator `lowbit::tensor_scale`."""
+    x, _ = without_gaps(x, by_position=False)
+    amax = x.new_zeros((), dtype=torch.int32)
+    size = 4096
+    with _device_of(x):
+        gpu_quantize.finite_amax[(_tiles(x.numel(), size),)](_bits(x), amax, x.numel(), size)
+    return (amax.view(torch.float32) / most).clamp_(min=2.0**-117)
+
+
+def _device_of(x: Tensor) -> AbstractContextManager[None]:
+    """Triton launches on the current device."""
+    guard: AbstractContextManager[None] = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]  # torch's
+    return guard
+
+
+def _tiles(length: int, size: int) -> int:
+    return -(-length // size)
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.view(_BITS[x.dtype])
+
+
+def _number(x: Tensor | None) -> int:
+    return 0 if x is None else int(x)
+
+
+def constants(format: list[float]) -> tuple[float, ...]:
+    """The format as the kernels know it; CARRY as far as a mantissa reaches."""
+    numbers = [int(v) if i in _INTEGERS else v for i, v in enumerate(format[:10])]
+    numbers[7] = min(numbers[7], 2**23 - 1)
+    return tuple(numbers)

@@ -1,0 +1,51 @@
+"""How a tensor is read: as it lies in memory, seen as a batch of matrices in 2-D blocks."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """[outer, rows, columns] in blocks of block_rows x block_columns."""
+
+    outer: int
+    rows: int
+    columns: int
+    block_rows: int
+    block_columns: int
+
+
+def layout(shape: list[int], dim: int, block: list[int]) -> Layout:
+    """Of a tensor of `shape` without gaps, in blocks along `dim`; a 2-D block: the last two."""
+    if len(block) == 2:
+        rows, columns = shape[-2:]
+        sizes = min(block[0], rows), min(block[1], columns)
+    elif dim == len(shape) - 1:
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        sizes = 1, columns if block[0] == -1 else min(block[0], columns)
+    else:
+        rows, columns = shape[dim], math.prod(shape[dim + 1 :])
+        sizes = rows if block[0] == -1 else min(block[0], rows), 1
+    return Layout(math.prod(shape) // (rows * columns), rows, columns, *sizes)
+
+
+def order_of(x: Tensor) -> list[int]:
+    """The axes by falling stride: the order in which the values lie."""
+    strides = x.stride()
+    return sorted(range(x.dim()), key=lambda axis: (-strides[axis], axis))
+
+
+def without_gaps(x: Tensor, by_position: bool) -> tuple[Tensor, list[int]]:
+    """`x`, copied only if it has gaps, and the order of its axes in memory.
+
+    `by_position`: what is made of it depends on the axes' own order, which then is the memory's.
+    """
+    order = list(range(x.dim()))
+    if x.is_contiguous():
+        return x, order
+    lying = order_of(x)
+    if by_position or not x.permute(lying).is_contiguous():
+        return x.contiguous(), order
+    return x, lying
