@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lowbit import Emulate, QuantLinear, QuantRecipe, kernels
 from lowbit.integer import Integer
+from lowbit.kernels.memory import keep_freed_memory
 
 
 class _Torchao(torch.autograd.Function):
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=51)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
+    keep_freed_memory()  # as `lowbit fit` does on CPUs
     base = nn.Linear(a.in_features, a.out_features, bias=False).bfloat16()
     x = torch.randn(a.tokens, a.in_features).bfloat16().requires_grad_()
     grad = torch.randn(a.tokens, a.out_features).bfloat16()

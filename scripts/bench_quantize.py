@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from lowbit import fake_quantize, kernels
 from lowbit.formats import NAMED, block_format
+from lowbit.kernels.memory import keep_freed_memory
 
 Call = Callable[[], object]
 
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=list(NAMED), metavar="NAME")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as `lowbit fit` does on CPUs
     x = torch.randn(args.rows, args.columns).to(getattr(torch, args.dtype))
     target = torch.empty_like(x)
 

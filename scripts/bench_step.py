@@ -24,6 +24,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lowbit import Randomness, convert_linears
+from lowbit.kernels.memory import keep_freed_memory
 from train.configuration import read_policy
 from train.live_bytes import LiveBytes
 from train.module import token_losses
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as `lowbit fit` does on CPUs
     print(machine())
     if args.what == "time":
         bench_time(args.model, args.recipes, args.rounds, CLOCKS[args.clock])

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.utils.logging import disable_progress_bar
 
+from lowbit.kernels.memory import keep_freed_memory
 from train.checkpoint import read_manifest, step_of
 from train.configuration import RunCLI
 from train.fsdp import gathered
@@ -27,6 +28,8 @@ def fit(argv: list[str]) -> int:
     _quiet()
     end_with_launcher()
     cli = RunCLI("fit", argv)
+    if cli.trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     with cli.lock, cli.stop:
         try:
             return _fit(cli)

@@ -144,8 +144,10 @@ struct Kernel {
         const float *__restrict low = s.low.data(), *__restrict high = s.high.data();
         for (int64_t c = 0; c < n; c++) {
             float noise = ROUNDING == STOCHASTIC ? uniform(state, column + uint32_t(c)) : 0;
-            emit(code(x[c], factor[c], format, low[c], high[c], noise), scale[c], above,
-                 format.limit, out + c);
+            const float least = E8M0_SCALE ? low[c] : format.min;
+            const float most = E8M0_SCALE ? high[c] : format.max;
+            emit(code(x[c], factor[c], format, least, most, noise), scale[c], above, format.limit,
+                 out + c);
         }
     }
 };
@@ -175,11 +177,12 @@ void scales_of(const Format& f, const Job& job, const Strip& t, int64_t blocks, 
         wide_scales(f, job.tensor_scale ? *job.tensor_scale : 1.0f, blocks, s);
 }
 
-// From one entry a block to one a column.
+// From one entry a block to one a column; wide scales have the element's own bounds everywhere.
 template <int N>
-void spread(int64_t columns, int64_t size, Scratch& s) {
+void spread(int64_t columns, int64_t size, bool bounds, Scratch& s) {
     const int64_t blocks = (columns + size - 1) / size;
     for (auto* values : {&s.factor, &s.scale, &s.low, &s.high}) {
+        if (!bounds && values == &s.low) break;
         for (int64_t b = blocks - 1; b >= 0; b--) {
             const float value = (*values)[b];
             float* to = values->data() + b * size;
@@ -212,9 +215,9 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     const bool two_d = t.rows > 1 && size > 1, tiled = job.transposed || !job.out;
     const bool sixteen = size == 16 && t.columns % 16 == 0;
     if (sixteen)
-        spread<16>(t.columns, size, s);
+        spread<16>(t.columns, size, E8M0_SCALE, s);
     else if (two_d)
-        spread<0>(t.columns, size, s);
+        spread<0>(t.columns, size, E8M0_SCALE, s);
     for (int64_t r = 0; r < t.rows; r++) {
         const In* from = x + r * job.columns;
         Out* to = tiled ? reinterpret_cast<Out*>(s.tile.data()) + r * t.columns
