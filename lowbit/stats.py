@@ -61,11 +61,21 @@ def quantization_error(
     >>> error.noise, error.nonzero, error.kept
     (0.0625, 2, 1)
     """
-    format = checked(x, format, key)
-    done = kernels.quantization_sums(x, format, dim, key)
+    return quantization_errors(x, [(format, key)], dim)[0]
+
+
+def quantization_errors(
+    x: Tensor, wanted: Sequence[tuple[BlockFormat, Key | None]], dim: int = -1
+) -> list[QuantizationError]:
+    """`quantization_error` of each format and key, in one read for those of a block size."""
+    wanted = [(checked(x, format, key), key) for format, key in wanted]
+    done = kernels.quantization_sums(x, wanted, dim)
     if done is not None:
-        return QuantizationError(*done, count=x.numel())
-    x = x.detach().float()
+        return [QuantizationError(*sums, count=x.numel()) for sums in done]
+    return [_defined_error(x.detach().float(), format, dim, key) for format, key in wanted]
+
+
+def _defined_error(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> QuantizationError:
     q = fake_quantize(x, format, dim, key=key)
     signal, noise = (float(values.double().square().sum()) for values in (x, x - q))
     nonzero, kept = (int(values.count_nonzero()) for values in (x, q))

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from lowbit import BlockFormat, QuantLinear, crest_factor, rotate
 from lowbit.linear import LayerNumerics
 from lowbit.recipe import OPERANDS
-from lowbit.stats import QuantizationError, quantization_error
+from lowbit.stats import QuantizationError, quantization_error, quantization_errors
 from train.analysis.operands import place_of
 
 BINS = 64  # of a histogram of crest factors at blocks of 32, which lie between 1 and sqrt(32)
@@ -127,24 +127,23 @@ class Probe:
     def _measure(self, operand: str, x: Tensor, numerics: LayerNumerics | None) -> Found:
         """In the trained format, of what its GEMM's rotation leaves, and in the what-if formats."""
         dim = BLOCKED_AXIS[operand]
-        crests: dict[Any, Tensor] = {}
-        found: Found = {}
         trained = numerics.recipe.format(operand) if numerics else None
         rotation = numerics.recipe.rotation(operand.partition("_")[0]) if numerics else None
-        if numerics and trained:
-            turned = rotate(x, rotation, dim) if rotation else x
-            error = quantization_error(turned, trained, dim, key=numerics.key_of(operand))
-            label = f"{trained} hadamard({rotation.size})" if rotation else str(trained)
-            size = trained.block_size
-            own = {} if rotation else crests
-            found[label, True] = Measured(error, *_mean_crest(turned, size, dim, own))
-        for format in self.formats:
-            if format != trained or rotation:
-                error = quantization_error(x, format, dim)
-                mean = _mean_crest(x, format.block_size, dim, crests)
-                found[str(format), False] = Measured(error, *mean)
-        at_32 = crests[32] if 32 in crests else crest_factor(x, 32, dim)
-        self.histograms[operand] += torch.histc(at_32.cpu(), BINS, 1.0, LARGEST_CREST)
+        key = numerics.key_of(operand) if numerics else None
+        found: Found = {}
+        wanted = [(format, None) for format in self.formats if format != trained or rotation]
+        crests = _Crests(x, dim)
+        if trained and rotation:
+            turned = rotate(x, rotation, dim)
+            error = quantization_error(turned, trained, dim, key=key)
+            mean = _Crests(turned, dim).sum_and_blocks(trained.block_size)
+            found[f"{trained} hadamard({rotation.size})", True] = Measured(error, *mean)
+        own = [(trained, key)] if trained and not rotation else []
+        errors = quantization_errors(x, [*own, *wanted], dim)
+        for (format, _), error in zip([*own, *wanted], errors, strict=True):
+            mean = crests.sum_and_blocks(format.block_size)
+            found[str(format), format == trained and not rotation] = Measured(error, *mean)
+        self.histograms[operand] += crests.histogram()
         return found
 
     def rows(self, trainer: Trainer) -> list[dict[str, Any]]:
@@ -185,10 +184,31 @@ def _as_computed(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def _mean_crest(x: Tensor, size: Any, dim: int, known: dict[Any, Tensor]) -> tuple[float, int]:
-    """Sum of the crest factors of the blocks that have one, and their number; none in 2-D."""
-    if not isinstance(size, int):
-        return 0.0, 0
-    if size not in known:
-        known[size] = crest_factor(x, size, dim)
-    return float(known[size].nansum()), int((~known[size].isnan()).sum())
+class _Crests:
+    """Crest factors of the blocks of a matrix along `dim`, each block size once."""
+
+    def __init__(self, x: Tensor, dim: int) -> None:
+        self.x, self.dim = x, dim
+        self._of: dict[int, tuple[Tensor, float]] = {}
+
+    def _in_blocks(self, size: int) -> tuple[Tensor, float]:
+        """Those that are a number, and their sum: blocks of zeros have none."""
+        if size not in self._of:
+            all_blocks = crest_factor(self.x, size, self.dim)
+            total = float(all_blocks.nansum())
+            valid = all_blocks == all_blocks
+            self._of[size] = all_blocks if valid.all() else all_blocks[valid], total
+        return self._of[size]
+
+    def sum_and_blocks(self, size: Any) -> tuple[float, int]:
+        """Of the crest factors, and how many there are; none in 2-D."""
+        if not isinstance(size, int):
+            return 0.0, 0
+        found, total = self._in_blocks(size)
+        return total, found.numel()
+
+    def histogram(self) -> Tensor:
+        """Counts in BINS bins from 1 to LARGEST_CREST, blocks of 32."""
+        found = self._in_blocks(32)[0].flatten()
+        place = ((found - 1) * (BINS / (LARGEST_CREST - 1))).to(torch.int64).clamp_(0, BINS - 1)
+        return place.bincount(minlength=BINS).cpu()

@@ -8,8 +8,9 @@ C++ for CPUs, Triton for CUDA devices.
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,12 +113,23 @@ def codes(
 
 
 def quantization_sums(
-    x: Tensor, format: BlockFormat, dim: int, key: Key | None
-) -> tuple[float, float, int, int] | None:
-    """`lowbit.stats.quantization_error`'s sums in one read, or None where no kernel does it."""
-    if x.device.type != "cpu" or not _covers(x, format, dim) or not x.dim():
+    x: Tensor, wanted: Sequence[tuple[BlockFormat, Key | None]], dim: int
+) -> list[measure.Sums] | None:
+    """`lowbit.stats.quantization_errors`' sums, or None where no kernel does them.
+
+    In one read for all formats of a block size.
+    """
+    if x.device.type != "cpu" or not x.dim():
         return None
-    return measure.quantization_sums(x, dim, Request(format, key, torch.float32, saturates=True))
+    if not all(_covers(x, format, dim) for format, _ in wanted):
+        return None
+    together: dict[Any, list[Request]] = {}  # random numbers depend on places, so they go apart
+    kinds = [(format.block_size, key is None) for format, key in wanted]
+    for kind, (format, key) in zip(kinds, wanted, strict=True):
+        request = Request(format, key, torch.float32, saturates=True)
+        together.setdefault(kind, []).append(request)
+    found = {kind: iter(measure.quantization_sums(x, dim, together[kind])) for kind in together}
+    return [next(found[kind]) for kind in kinds]
 
 
 def crest_factors(x: Tensor, block_size: int, dim: int) -> Tensor | None:

@@ -52,7 +52,7 @@ def library() -> ctypes.CDLL:
     lib.lowbit_quantize_both.argtypes = [pointer] * 4 + [number] * 4
     lib.lowbit_quantize_both.restype = None
     lib.lowbit_integer_matmul.argtypes = [pointer]
-    lib.lowbit_errors.argtypes = [pointer] * 2 + [number] * 2 + [pointer]
+    lib.lowbit_errors.argtypes = [pointer] * 2 + [number] * 3 + [pointer]
     lib.lowbit_errors.restype = None
     lib.lowbit_crest_factors.argtypes = [pointer] + [number] * 2 + [pointer]
     lib.lowbit_crest_factors.restype = None

@@ -1,31 +1,47 @@
 """The C++ measurements: what quantizing does to a tensor, and the shape of its blocks."""
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lowbit.kernels.cpu import TYPES, c_format, job_of, job_over, threads_for
 from lowbit.kernels.layout import layout, without_gaps
-from lowbit.kernels.library import library
+from lowbit.kernels.library import Format, Job, library
 from lowbit.kernels.request import Request
 
+Sums = tuple[float, float, int, int]
 
-def quantization_sums(x: Tensor, dim: int, wanted: Request) -> tuple[float, float, int, int]:
-    """Sum of x², of (x - q)², how many of x and of q are not zero; `x` has an axis at least."""
+
+def quantization_sums(x: Tensor, dim: int, wanted: Sequence[Request]) -> list[Sums]:
+    """Sum of x², of (x - q)², how many of x and of q are not zero; all formats have one block size.
+
+    `x` has an axis at least.
+    """
     x, dim = x.detach(), dim % x.dim()
-    by_position = wanted.key is not None or isinstance(wanted.format.block_size, tuple)
+    size = wanted[0].format.block_size
+    by_position = isinstance(size, tuple) or any(request.key is not None for request in wanted)
     x, order = without_gaps(x, by_position)
-    above = wanted.tensor_scale(x)
     axes = [x.shape[axis] for axis in order], order.index(dim)
-    job = job_of(x, x, axes, wanted.description, (above, above is not None), wanted.noise)
-    job.out = None
-    sums = (ctypes.c_double * 4)()
+    last = not by_position and order[-1] == dim
+    if last and isinstance(size, int) and size != -1 and x.shape[dim] % size == 0:
+        axes = [x.numel()], 0  # rows of whole blocks are one long row
+    jobs = (Job * len(wanted))()
+    formats = (Format * len(wanted))()
+    scales = [request.tensor_scale(x) for request in wanted]  # kept until the kernel has read them
+    for i, (request, above) in enumerate(zip(wanted, scales, strict=True)):
+        formats[i] = c_format(tuple(request.description), request.limit)
+        scale = above, above is not None
+        jobs[i] = job_of(x, x, axes, request.description, scale, request.noise)
+        jobs[i].out = None
+    sums = (ctypes.c_double * 2 * (len(wanted) + 1))()
     library().lowbit_errors(
-        ctypes.byref(c_format(tuple(wanted.description), wanted.limit)),
-        *(ctypes.byref(job), TYPES[x.dtype], threads_for(x), ctypes.byref(sums)),
+        *(ctypes.byref(formats), ctypes.byref(jobs), len(wanted)),
+        *(TYPES[x.dtype], threads_for(x), ctypes.byref(sums)),
     )
-    return sums[0], sums[1], int(sums[2]), int(sums[3])
+    (signal, nonzero), *rest = sums
+    return [(signal, noise, int(nonzero), int(kept)) for noise, kept in rest]
 
 
 def crest_factors(x: Tensor, block_size: int, dim: int) -> Tensor:

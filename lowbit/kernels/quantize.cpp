@@ -11,8 +11,6 @@ namespace {
 constexpr int64_t WIDTH = 512, ROW_WIDTH = 1024;  // of a strip; of one that is a single row
 constexpr int64_t SIZE[] = {4, 2, 1};  // of the types, see find
 
-using StripFunction = void (*)(const Format&, const Job&, const Place&, Scratch&);
-
 template <class In, class Out, bool FLOAT, int ROUNDING>
 StripFunction by_scale(const Format& f) {
     return f.scale == E8M0 ? strip<In, Out, FLOAT, ROUNDING, true>
@@ -95,6 +93,7 @@ extern "C" {
 void lowbit_quantize(const Format* format, const Job* job, int32_t in, int32_t out,
                      int32_t threads) {
     const StripFunction run = find(*format, in, out);
+    const auto look = in ? largest<Bf16> : largest<float>;
     const Cut cut(*job, job->block_rows == 1 ? ROW_WIDTH : WIDTH);
     const int64_t places = cut.places(*job);
     use_huge_pages(job->out, job->outer * job->rows * job->columns * SIZE[out]);
@@ -102,7 +101,11 @@ void lowbit_quantize(const Format* format, const Job* job, int32_t in, int32_t o
     {
         Scratch scratch = cut.scratch(*job);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < places; i++) run(*format, *job, cut.place(i, *job), scratch);
+        for (int64_t i = 0; i < places; i++) {
+            const Place place = cut.place(i, *job);
+            look(*job, place, scratch);
+            run(*format, *job, place, scratch);
+        }
     }
 }
 
@@ -113,6 +116,7 @@ void lowbit_quantize_both(const Format* across_format, const Job* across, const 
                           int32_t threads) {
     const StripFunction run_across = find(*across_format, in, across_out);
     const StripFunction run_down = find(*down_format, in, down_out);
+    const auto look = in ? largest<Bf16> : largest<float>;
     const Cut cut(*down, std::max(WIDTH / across->block_columns, int64_t(1)) * across->block_columns);
     const int64_t places = cut.places(*down);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -123,8 +127,12 @@ void lowbit_quantize_both(const Format* across_format, const Job* across, const 
             const Place place = cut.place(i, *down);
             const int64_t begin = place.block_row * down->block_rows;
             const int64_t end = std::min(begin + down->block_rows, down->rows);
-            for (int64_t row = begin; row < end; row++)
-                run_across(*across_format, *across, {0, row, place.begin, place.end}, scratch);
+            for (int64_t row = begin; row < end; row++) {
+                const Place line{0, row, place.begin, place.end};
+                look(*across, line, scratch);
+                run_across(*across_format, *across, line, scratch);
+            }
+            look(*down, place, scratch);
             run_down(*down_format, *down, place, scratch);
         }
     }
@@ -144,34 +152,36 @@ uint32_t lowbit_finite_amax(const void* x, int64_t n, int32_t in, int32_t thread
     return most;
 }
 
-// What quantizing would do to the tensor; `job` has no `out`. The order of summation is the same for
-// any number of threads.
-void lowbit_errors(const Format* format, const Job* job, int32_t in, int32_t threads, Errors* sum) {
-    const StripFunction run = find(*format, in, 0);
-    const Cut cut(*job, job->block_rows == 1 ? ROW_WIDTH : WIDTH / 2);
-    const uint32_t amax =
-        lowbit_finite_amax(job->x, job->outer * job->rows * job->columns, in, threads);
-    int exponent = 0;
-    std::frexp(as_float(amax), &exponent);
-    const float unit = std::ldexp(1.0f, std::min(-exponent, 126));
-    std::vector<Errors> parts(cut.places(*job));
+// What quantizing to each of `count` formats would do to one tensor, in one read of it; the jobs have
+// the same blocks and no `out`. Sums of x come first. The order of summation is the same for any
+// number of threads.
+void lowbit_errors(const Format* formats, const Job* jobs, int32_t count, int32_t in,
+                   int32_t threads, Sums* sums) {
+    constexpr int64_t together = 16;  // places, whose sums are added up side by side
+    const Cut cut(*jobs, jobs->block_rows == 1 ? ROW_WIDTH : WIDTH / 2);
+    const int64_t places = cut.places(*jobs), parts = (places + together - 1) / together;
+    std::vector<StripFunction> run;
+    for (int32_t i = 0; i < count; i++) run.push_back(find(formats[i], in, 0));
+    const auto add = in ? add_strip<Bf16> : add_strip<float>;
+    std::vector<Sums> found(parts * (count + 1));
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        Scratch scratch = cut.scratch(*job);
+        Scratch scratch = cut.scratch(*jobs);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < int64_t(parts.size()); i++) {
-            const Place place = cut.place(i, *job);
-            run(*format, *job, place, scratch);
-            parts[i] = in ? strip_errors<Bf16>(*job, place, scratch, unit)
-                          : strip_errors<float>(*job, place, scratch, unit);
+        for (int64_t part = 0; part < parts; part++) {
+            std::vector<Lanes> lanes(count + 1);
+            for (int64_t i = part * together; i < std::min((part + 1) * together, places); i++)
+                add(formats, jobs, run, cut.place(i, *jobs), scratch, lanes);
+            for (int32_t i = 0; i <= count; i++) found[part * (count + 1) + i] = lanes[i].total();
         }
     }
-    *sum = {0, 0, 0, 0};
-    for (const Errors& part : parts) {
-        sum->signal += part.signal, sum->noise += part.noise;
-        sum->nonzero += part.nonzero, sum->kept += part.kept;
+    for (int32_t i = 0; i <= count; i++) {
+        sums[i] = {0, 0};
+        for (int64_t part = 0; part < parts; part++) {
+            sums[i].squares += found[part * (count + 1) + i].squares;
+            sums[i].nonzero += found[part * (count + 1) + i].nonzero;
+        }
     }
-    sum->signal = sum->signal / unit / unit, sum->noise = sum->noise / unit / unit;
 }
 
 // Crest factors of all blocks, as [outer, block rows, blocks in a row].

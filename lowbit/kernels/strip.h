@@ -22,9 +22,21 @@ struct Scratch {
           tile(width * tile_rows) {}
 };
 
+// One block row and the columns from `begin` to `end` of it.
+struct Place {
+    int64_t outer, block_row, begin, end;
+};
+
 struct Strip {
-    int64_t rows, columns;  // covered
-    int64_t stride;
+    int64_t rows, columns, blocks;  // covered
+    int64_t stride, first;  // where its first value lies
+
+    Strip(const Job& job, const Place& p) {
+        const int64_t row = p.block_row * job.block_rows;
+        rows = std::min(job.block_rows, job.rows - row), columns = p.end - p.begin;
+        blocks = (columns + job.block_columns - 1) / job.block_columns;
+        stride = job.columns, first = (p.outer * job.rows + row) * job.columns + p.begin;
+    }
 };
 
 uint32_t* running(Scratch& s, float) { return s.amax.data(); }
@@ -156,21 +168,23 @@ uint32_t row_state(uint32_t key, uint64_t row) {
     return mix(mix(uint32_t(row) ^ key) ^ (uint32_t(row >> 32) * GOLDEN));
 }
 
-// One block row and the columns from `begin` to `end` of it.
-struct Place {
-    int64_t outer, block_row, begin, end;
-};
-
-void scales_of(const Format& f, const Job& job, const Strip& t, int64_t blocks, Scratch& s) {
+// Largest magnitude of each block of the strip.
+template <class In>
+void largest(const Job& job, const Place& p, Scratch& s) {
+    const Strip t(job, p);
+    const In* x = static_cast<const In*>(job.x) + t.first;
     const int64_t size = job.block_columns;
-    if (t.rows > 1 && size > 1) {  // 2-D: amax of columns so far
-        for (int64_t b = 0; b < blocks; b++) {
-            uint32_t most = 0;
-            for (int64_t c = b * size; c < std::min((b + 1) * size, t.columns); c++)
-                most = max_u(most, s.amax[c]);
-            s.amax[b] = most;
-        }
+    if (t.rows == 1) return block_amax(x, t.columns, size, s.amax.data());
+    column_amax(x, t, s);
+    for (int64_t b = 0; size > 1 && b < t.blocks; b++) {  // 2-D
+        uint32_t most = 0;
+        for (int64_t c = b * size; c < std::min((b + 1) * size, t.columns); c++)
+            most = max_u(most, s.amax[c]);
+        s.amax[b] = most;
     }
+}
+
+void scales_of(const Format& f, const Job& job, int64_t blocks, Scratch& s) {
     if (f.scale == E8M0)
         e8m0_scales(f, blocks, s);
     else
@@ -192,23 +206,20 @@ void spread(int64_t columns, int64_t size, bool bounds, Scratch& s) {
     }
 }
 
+using StripFunction = void (*)(const Format&, const Job&, const Place&, Scratch&);
+
+// The values of a strip whose largest magnitudes are known.
 template <class In, class Out, bool FLOAT, int ROUNDING, bool E8M0_SCALE>
 void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     using K = Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE>;
-    const int64_t row = p.block_row * job.block_rows, size = job.block_columns;
-    const Strip t{std::min(job.block_rows, job.rows - row), p.end - p.begin, job.columns};
-    const int64_t first = (p.outer * job.rows + row) * job.columns + p.begin;
-    const In* x = static_cast<const In*>(job.x) + first;
-    if (t.rows == 1)
-        block_amax(x, t.columns, size, s.amax.data());
-    else
-        column_amax(x, t, s);
-    const int64_t blocks = (t.columns + size - 1) / size;
-    scales_of(f, job, t, blocks, s);
+    const int64_t size = job.block_columns;
+    const Strip t(job, p);
+    const In* x = static_cast<const In*>(job.x) + t.first;
+    scales_of(f, job, t.blocks, s);
     if (job.scales) {
         const int64_t block_rows = (job.rows + job.block_rows - 1) / job.block_rows;
         const int64_t per_row = (job.columns + size - 1) / size;
-        std::copy_n(s.scale.data(), blocks,
+        std::copy_n(s.scale.data(), t.blocks,
                     job.scales + (p.outer * block_rows + p.block_row) * per_row + p.begin / size);
     }
     const float applied = job.apply_tensor_scale ? *job.tensor_scale : 1.0f;
@@ -221,11 +232,11 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     for (int64_t r = 0; r < t.rows; r++) {
         const In* from = x + r * job.columns;
         Out* to = tiled ? reinterpret_cast<Out*>(s.tile.data()) + r * t.columns
-                        : static_cast<Out*>(job.out) + first + r * job.columns;
+                        : static_cast<Out*>(job.out) + t.first + r * job.columns;
         uint32_t state = 0, column = uint32_t(p.begin % job.segment);
         if (ROUNDING == STOCHASTIC)
             state = row_state(job.key,
-                              uint64_t(job.first_row + (first + r * job.columns) / job.segment));
+                              uint64_t(job.first_row + (t.first + r * job.columns) / job.segment));
         if (size == 1 || two_d || sixteen)
             K::columns(from, to, t.columns, f, applied, state, column, s);
         else if (size == 32 && t.columns % 32 == 0)
@@ -235,7 +246,8 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     }
     if (job.transposed && job.out)
         transpose(reinterpret_cast<const Out*>(s.tile.data()), t.rows, t.columns,
-                  static_cast<Out*>(job.out) + p.begin * job.rows + row, job.rows);
+                  static_cast<Out*>(job.out) + p.begin * job.rows + p.block_row * job.block_rows,
+                  job.rows);
 }
 
 }  // namespace

@@ -9,7 +9,13 @@ from torch import Tensor
 from lowbit import Rounding, block_format, fake_quantize, kernels, qsnr_db
 from lowbit.formats import NAMED
 from lowbit.noise import Key
-from lowbit.stats import QuantizationError, crest_factor, quantization_error, underflow_share
+from lowbit.stats import (
+    QuantizationError,
+    crest_factor,
+    quantization_error,
+    quantization_errors,
+    underflow_share,
+)
 
 
 def sample(*shape: int) -> Tensor:
@@ -48,6 +54,17 @@ def test_kernel_equals_the_definition(name: str, stochastic: bool, scale: float)
         with kernels.using("off"):
             expected = quantization_error(x, format, 1, key=key)
         assert vars(found) == pytest.approx(vars(expected), rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_sharing_a_read_changes_no_sum(dim: int) -> None:
+    """Of several block sizes and rounding rules at once, bit for bit."""
+    stochastic = block_format("mxint4", rounding=Rounding.STOCHASTIC)
+    names = ("mxint8", "nvfp4", "mxfp8", "int8", "nvint4")
+    wanted = [*((block_format(name), None) for name in names), (stochastic, Key.of(1).at(7))]
+    for x in (sample(64, 96).bfloat16(), sample(96, 64).t(), sample(37, 50), torch.zeros(0, 4)):
+        found = quantization_errors(x, wanted, dim)
+        assert found == [quantization_error(x, f, dim, key=key) for f, key in wanted]
 
 
 def test_parts_add_up() -> None:
