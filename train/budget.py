@@ -14,7 +14,7 @@ from train.flops import DEVICES, flops_per_token
 from train.live_bytes import LiveBytes
 from train.module import PretrainModule, token_losses
 
-FP32, BF16 = 4, 2  # bytes
+FP32 = 4  # bytes
 STRATEGIES = ("auto", "ddp", "fsdp2")
 
 
@@ -30,35 +30,6 @@ class Memory:
     @property
     def total(self) -> float:
         return self.weights + self.gradients + self.optimizer + self.work
-
-
-def traced_peak(
-    module: PretrainModule, micro_batch: int, seq_len: int, checkpointing: bool, sharded: bool
-) -> int:
-    """Peak bytes beyond the weights, of one micro-batch's forward and backward.
-
-    A step of the model runs on fake tensors, which have shapes and no data, in BF16 autocast; a
-    gradient that is accumulated leaves where the gradients are `sharded`. Recipes do not change the
-    peak (`scripts/bench_step.py memory`), so none is traced.
-    """
-    with FakeTensorMode():
-        model = LlamaForCausalLM(module.model.config)
-        if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        weights = list(model.parameters())
-        for weight in weights if sharded else ():
-            weight.register_post_accumulate_grad_hook(_forget_gradient)  # type: ignore[no-untyped-call]  # torch's
-        ids = torch.zeros(micro_batch, seq_len, dtype=torch.long)
-        with LiveBytes(weights) as live:
-            before = live.now
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = token_losses(model, {"input_ids": ids, "labels": ids}).sum() / ids.numel()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's
-        return int(live.peak - before)
-
-
-def _forget_gradient(weight: torch.Tensor) -> None:
-    weight.grad = None
 
 
 @dataclass(frozen=True)
@@ -90,28 +61,71 @@ class Launch:
         return cls(strategy, ranks, accumulate, micro, data["seq_len"], trainer["max_steps"])
 
     @property
+    def gradient_parts(self) -> int:
+        """Into how many parts the gradients are cut; FSDP2 accumulates whole ones."""
+        return self.ranks if self.strategy == "fsdp2" and self.accumulate == 1 else 1
+
+    @property
     def tokens_per_step(self) -> int:
         return self.ranks * self.accumulate * self.micro_batch * self.seq_len
+
+
+def traced_work(module: PretrainModule, launch: Launch, checkpointing: bool) -> int:
+    """Peak bytes beyond the weights and the gradients of a micro-batch of a step.
+
+    It runs on fake tensors, which have shapes and no data, in BF16 autocast. The gradients of the
+    step before are there until the loss is; with accumulation there are gradients all the time.
+    FSDP2 gathers linear weights in BF16 (see train/fsdp.py), for no longer than it needs them.
+    Recipes do not change the peak (`scripts/bench_step.py memory`), so none is traced.
+    """
+    sharded = launch.strategy == "fsdp2"
+    with FakeTensorMode():
+        model = LlamaForCausalLM(module.model.config)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        if sharded and not module.compile_blocks:
+            for linear in (m for m in model.modules() if isinstance(m, nn.Linear)):
+                if linear.weight is not model.model.embed_tokens.weight:
+                    shape = linear.weight.shape
+                    linear.weight = nn.Parameter(torch.empty(shape, dtype=torch.bfloat16))
+        weights = list(model.parameters())
+        gradients = [torch.empty(w.numel() // launch.gradient_parts) for w in weights]
+        ids = torch.zeros(launch.micro_batch, launch.seq_len, dtype=torch.long)
+
+        def arrive(weight: torch.Tensor) -> None:
+            """Into the gradients; FSDP2 reduces it from FP32, beside the gathered weight."""
+            gathered = [torch.empty_like(weight), torch.empty(weight.shape)] if sharded else []
+            del gathered
+            weight.grad = None
+            if launch.accumulate == 1:
+                gradients.append(torch.empty(weight.numel() // launch.gradient_parts))
+
+        for weight in weights:
+            weight.register_post_accumulate_grad_hook(arrive)  # type: ignore[no-untyped-call]  # torch's
+        with LiveBytes([*weights, *gradients]) as live:
+            before = live.now
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = token_losses(model, {"input_ids": ids, "labels": ids}).sum() / ids.numel()
+            if launch.accumulate == 1:
+                gradients.clear()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        return int(live.peak - before)
 
 
 def memory(module: PretrainModule, launch: Launch, checkpointing: bool) -> Memory:
     """What one device holds; FP32 weights and gradients, AdamW's two moments.
 
-    DDP keeps a second copy of the gradients, its buckets. FSDP2 divides all three by the ranks,
-    needs two gathered blocks in BF16 (one is computed, the next one arrives), and frees the BF16
-    weights that one device keeps for the backward pass.
+    DDP keeps a second copy of the gradients, its buckets. FSDP2 divides all three by the ranks, but
+    for the gradients that it accumulates.
     """
     model, sharded = module.model, launch.strategy == "fsdp2"
-    parameters = FP32 * sum(p.numel() for p in model.parameters())
-    peak = traced_peak(module, launch.micro_batch, launch.seq_len, checkpointing, sharded)
-    work = float(peak if sharded else max(0, peak - parameters))  # whole gradients are in the peak
-    if sharded:
-        block = BF16 * sum(p.numel() for p in model.model.layers[0].parameters())
-        kept = 0 if checkpointing else block * len(model.model.layers)
-        work += 2 * block - kept
-    state = parameters / (launch.ranks if sharded else 1)
+    whole = FP32 * sum(p.numel() for p in model.parameters())
+    state = whole / (launch.ranks if sharded else 1)
+    work = traced_work(module, launch, checkpointing)
+    if sharded and model.config.tie_word_embeddings:  # FSDP2's root, gathered all the time
+        work += FP32 * model.model.embed_tokens.weight.numel()
     copies = 2 if launch.strategy == "ddp" and launch.ranks > 1 else 1
-    return Memory(state, copies * state, 2 * state, work)
+    return Memory(state, copies * whole / launch.gradient_parts, 2 * state, work)
 
 
 class PlanCLI(RunCLI):

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
+from train.communication import CommunicationProfile
 from train.flops import device_peak, flops_per_token
 from train.module import PretrainModule
 from train.record import update_record
@@ -26,12 +27,14 @@ PHASES = {
     "optimizer_step": "optimizer",
 }
 EVERY = 10  # steps: a device is waited for at each phase's end, which costs a little
+PROFILE_EVERY = 100  # steps: what a profile of one costs
 
 
 class StepTimes(Profiler):
     """Seconds in each phase without those inside it; an optimizer step holds forward and backward.
 
-    Backward includes the communication that it could not hide.
+    A phase holds the communication that it waits for: FSDP2's gathers in forward and backward, the
+    gradients' reduction in backward, that of their norm in optimizer.
     """
 
     def __init__(self) -> None:
@@ -72,17 +75,29 @@ class Throughput(Callback):
     tokens/s per device and in all, seconds by phase, the share of the device's BF16 peak (model
     FLOPs utilisation, where the peak is known), peak memory of this rank in bytes: the
     accelerator's tensors, or the process where there is none.
+
+    With several ranks also the communication of rank 0 (`CommunicationProfile`), in a start's
+    second step and every PROFILE_EVERY after it. Its seconds lie within or beside the phases': they
+    are no further summand.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._rows: list[dict[str, float]] = []
+        self._found: dict[str, list[float]] = defaultdict(list)
+        self._steps = 0  #: finished since the start
+        self._profile: CommunicationProfile | None = None
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
+            if self._steps % PROFILE_EVERY == 1 and self._profiles(trainer):
+                self._profile = CommunicationProfile(module.device)
             self._began = time.perf_counter()
+
+    def _profiles(self, trainer: Trainer) -> bool:
+        ours = isinstance(trainer.profiler, StepTimes)  # type: ignore[attr-defined]
+        return ours and trainer.is_global_zero and trainer.world_size > 1
 
     def on_train_batch_end(
         self,
@@ -96,32 +111,41 @@ class Throughput(Callback):
         accumulation, times = trainer.accumulate_grad_batches, trainer.profiler  # type: ignore[attr-defined]
         if (batch_idx + 1) % accumulation or not isinstance(times, StepTimes):
             return
-        if times.on and (taken := times.take()).keys() == set(PHASES.values()):
+        self._steps += 1
+        taken = times.take()
+        if self._profile is not None:
+            self._add(trainer, {f"seconds/{n}": s for n, s in self._profile.stop().items()})
+            self._profile = None
+        elif taken.keys() == set(PHASES.values()):
             seconds = time.perf_counter() - self._began
             tokens = batch["labels"].numel() * accumulation
-            self._add(trainer, module, tokens / seconds, taken)
+            self._add(trainer, self._figures(trainer, module, tokens / seconds, taken))
         times.on = (trainer.global_step + 1) % EVERY == 0
 
-    def _add(
+    def _figures(
         self, trainer: Trainer, module: PretrainModule, rate: float, taken: dict[str, float]
-    ) -> None:
+    ) -> dict[str, float]:
         row = {"tokens_per_second_per_device": rate, "tokens_per_second": rate * trainer.world_size}
         row |= {f"seconds/{phase}": taken[phase] for phase in PHASES.values()}
         if (peak := _peak(module.device)) is not None:
             seq_len = trainer.datamodule.seq_len  # type: ignore[attr-defined]
             row["model_flops_utilisation"] = rate * flops_per_token(module.model, seq_len) / peak
             module.log("mfu", row["model_flops_utilisation"], prog_bar=True, logger=False)
-        self._rows.append(row)
+        return row
+
+    def _add(self, trainer: Trainer, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            self._found[name].append(value)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 named = {f"throughput/{name}": value for name, value in row.items()}
                 logger.log_metrics(named, step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.is_global_zero and self._rows:
-            rows = self._rows
-            medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-            found = medians | {"steps": len(rows), "peak_memory": _peak_memory()}
+        if trainer.is_global_zero and self._found:
+            medians = {name: statistics.median(values) for name, values in self._found.items()}
+            steps = len(self._found["tokens_per_second"])
+            found = medians | {"steps": steps, "peak_memory": _peak_memory()}
             update_record(self._run_dir / "run.json", throughput=found)
 
 

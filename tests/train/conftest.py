@@ -1,13 +1,16 @@
 """Run folders as `lowbit fit` leaves them, with losses that a test chooses."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-collect_ignore = ["curve.py", "two_ranks.py"]  # programs that tests start
+collect_ignore = ["curve.py", "malloc_peak.py", "two_ranks.py"]  # programs that tests start
 BATCH, SEQ_LEN = 4, 8
 COLUMNS = "step,tokens_seen,train/loss,grad_norm,lr,tokens_per_second,val/loss,val/perplexity"
 
@@ -197,3 +200,20 @@ def save() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def ranks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Runs of two processes, all by one program that imports everything once."""
+    folder = tmp_path_factory.mktemp("ranks")
+    program = Path(__file__).with_name("two_ranks.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-P", str(program), str(folder), str(tiny_data)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=environment,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return folder, json.loads((folder / "results.json").read_text())

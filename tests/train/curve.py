@@ -189,6 +189,7 @@ class Curves:
             for a, b in zip(records[0]["gradients"], expected["gradients"], strict=True)
         ]
         codes = {first: kept for record in records for first, kept in record["codes"].items()}
+        throughput = json.loads((self.folder / name / "run.json").read_text())["throughput"]
         return {
             "ranks": len(records),
             "same windows": windows == [sorted(w) for w in expected["windows"]],
@@ -197,6 +198,7 @@ class Curves:
             ),
             "loss": max(self.deviation(name, reference)),
             "gradient": max(gradients),
+            "seconds": {n: s for n, s in throughput.items() if "communication" in n},
             "codes": differing([codes[first] for first in sorted(codes)], expected["codes"][0]),
         }
 

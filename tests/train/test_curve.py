@@ -48,6 +48,17 @@ def test_the_same_steps_from_the_same_weights(recipe: str, curves: dict[str, Any
 
 
 @pytest.mark.slow
+def test_the_communication_of_several_ranks_is_reported(curves: dict[str, Any]) -> None:
+    """Its exposed part is a part of it; of one process there is none."""
+    followers = curves["bf16"]
+    assert followers["1x4"]["seconds"] == {}
+    for name in ("ddp 2x2", "fsdp2 2x1"):
+        seconds = followers[name]["seconds"]
+        exposed = seconds.pop("seconds/communication_exposed")
+        assert 0 < exposed <= seconds.pop("seconds/communication") and not seconds
+
+
+@pytest.mark.slow
 def test_free_running_loss(curves: dict[str, Any]) -> None:
     """Unquantized: the same to 1e-6. Quantized: as far apart as replicas perturbed by 1e-7."""
     assert max(curves["bf16"]["free"]) < 1e-6

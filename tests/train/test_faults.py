@@ -1,7 +1,6 @@
 """The faults that need a run or a second process; docs/durability.md has the whole matrix."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -131,23 +130,6 @@ def test_two_jobs_on_one_run_dir(
 
 
 # --- two ranks --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ranks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """Runs of two processes, all by one program that imports everything once."""
-    folder = tmp_path_factory.mktemp("ranks")
-    program = Path(__file__).with_name("two_ranks.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-P", str(program), str(folder), str(tiny_data)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=environment,
-    )
-    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
-    return folder, json.loads((folder / "results.json").read_text())
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from malloc_peak import measure_memory
 
 from train import sharded
 from train.checkpoint import complete_checkpoints
@@ -39,6 +40,14 @@ data: {seq_len: 32, global_batch_size: 8, val_windows: 6}  # rank 1's last batch
 trainer: {max_steps: 6, accelerator: cpu, accumulate_grad_batches: 2, val_check_interval: 6}
 checkpoint_every: 1
 collective_timeout: 60
+"""
+MEMORY = """
+model:
+  llama: {hidden_size: 256, intermediate_size: 704, num_hidden_layers: 2, num_attention_heads: 8,
+    num_key_value_heads: 4, vocab_size: 4096, max_position_embeddings: 128}
+  policy: {name: bf16}
+data: {seq_len: 128, global_batch_size: 8}
+trainer: {max_steps: 3, accelerator: cpu, limit_val_batches: 0}
 """
 Act = Callable[[PretrainModule], Any]
 
@@ -112,13 +121,18 @@ class Runs:
     tokens: Path
 
     def __call__(
-        self, run: str, strategy: str = "ddp", act: Act | None = None, step: int = 3
+        self,
+        run: str,
+        strategy: str = "ddp",
+        act: Act | None = None,
+        step: int = 3,
+        config: str = "config.yaml",
     ) -> dict[str, Any]:
         """All ranks of a run, `act` on the last; exit codes, windows by step, rank 0's log."""
         for old in self.folder.glob(f"{run}-*"):
             old.unlink()
         ranks, port = 1 if strategy == "auto" else 2, free_port()
-        argv = ["-c", str(self.folder / "config.yaml"), "--trainer.strategy", strategy]
+        argv = ["-c", str(self.folder / config), "--trainer.strategy", strategy]
         argv += ["--data.path", str(self.tokens), "--run_dir", str(self.folder / run)]
         argv += ["--model.gradient_checkpointing", str(strategy == "fsdp2").lower()]  # same bits
 
@@ -174,6 +188,7 @@ def scenarios(folder: Path, tokens: Path) -> dict[str, Any]:
     """In their order: some go on from what an earlier one left."""
     torch.set_num_threads(1)
     (folder / "config.yaml").write_text(CONFIG)
+    (folder / "memory.yaml").write_text(MEMORY)
     run, stop = Runs(folder, tokens), raising(signal.SIGTERM)
     results = {"whole": run("whole"), "sigterm rank 1": run("two", act=stop)}
     run.copy("two", "sharded")
@@ -186,6 +201,8 @@ def scenarios(folder: Path, tokens: Path) -> dict[str, Any]:
     results["resumed, fsdp2"] = run("sharded", "fsdp2")
     for strategy in ("ddp", "fsdp2"):
         results[f"nan rank 1, {strategy}"] = run(f"nan-{strategy}", strategy, poison)
+    measure = measure_memory(folder / "memory.bytes")
+    results["memory"] = run("memory", "fsdp2", measure, step=2, config="memory.yaml")
     results["kill rank 1"] = run("kill", act=raising(signal.SIGKILL))
     return results
 
