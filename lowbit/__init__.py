@@ -13,6 +13,7 @@ from lowbit.formats import (
     block_format,
 )
 from lowbit.integer import Integer
+from lowbit.keep import Keep
 from lowbit.linear import QuantLinear
 from lowbit.noise import Key, Randomness
 from lowbit.policy import LayerPolicy, LayerRule
@@ -29,6 +30,7 @@ __all__ = [
     "FloatFormat",
     "IntFormat",
     "Integer",
+    "Keep",
     "Key",
     "LayerPolicy",
     "LayerRule",

@@ -13,7 +13,7 @@ from torch import Tensor
 from lowbit import kernels
 from lowbit.formats import BlockFormat
 from lowbit.noise import Key
-from lowbit.quantize import quantize_values
+from lowbit.quantize import QuantizedTensor, quantize, quantize_values
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ class Backend(Protocol):
     def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
         """`operand` of one matrix twice: in blocks along its rows, and along its columns."""
 
+    def stored(self, x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> QuantizedTensor:
+        """What a later `operand` of `x` can be made of, in codes and scales."""
+
+    def restored(self, stored: QuantizedTensor, dtype: torch.dtype) -> Operand:
+        """That operand; `dtype` is that of `x`."""
+
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """a @ b + bias in `dtype`."""
 
@@ -68,6 +74,13 @@ class Emulate:
         if (done := kernels.operands(x, across, down)) is not None:
             return Operand(*done[0]), Operand(*done[1])
         return self.operand(x, across[0], 1, across[1]), self.operand(x, down[0], 0, down[1])
+
+    def stored(self, x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> QuantizedTensor:
+        return quantize(x, format, dim, key=key)
+
+    def restored(self, stored: QuantizedTensor, dtype: torch.dtype) -> Operand:
+        exact = dtype is torch.bfloat16 and stored.format.fits_bf16
+        return Operand(stored.values().to(dtype if exact else torch.float32), stored.tensor_scale)
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         common = torch.promote_types(a.values.dtype, b.values.dtype)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from lowbit.backend import Backend
+from lowbit.keep import Keep
 from lowbit.linear import QuantLinear
 from lowbit.noise import Randomness
 from lowbit.policy import LayerPolicy
@@ -19,6 +20,7 @@ def convert_linears(
     *,
     backend: Backend | None = None,
     randomness: Randomness | None = None,
+    keep: Keep | None = None,
 ) -> nn.Module:
     """Make every `nn.Linear` of `model` a `QuantLinear`, in place, sharing its parameters.
 
@@ -44,7 +46,7 @@ def convert_linears(
         assert isinstance(linear, nn.Linear)
         try:
             converted[name] = QuantLinear.from_linear(
-                linear, resolved, backend=backend, randomness=randomness, index=index
+                linear, resolved, backend=backend, randomness=randomness, index=index, keep=keep
             )
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from None

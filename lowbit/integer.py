@@ -17,6 +17,7 @@ from lowbit import kernels
 from lowbit.backend import Emulate, Operand, Wanted
 from lowbit.formats import Arithmetic, BlockFormat, IntFormat
 from lowbit.noise import Key
+from lowbit.quantize import QuantizedTensor, quantize
 from lowbit.recipe import GEMMS, QuantRecipe
 
 
@@ -43,6 +44,13 @@ def _takes(format: BlockFormat) -> bool:
     whole = isinstance(size, int) and (size == -1 or size % 16 == 0)
     integer = isinstance(format.element, IntFormat)
     return whole and integer and format.arithmetic is Arithmetic.FP32
+
+
+def _whole_blocks(codes: Tensor, format: BlockFormat) -> Tensor:
+    size = format.block_size
+    assert isinstance(size, int)
+    missing = -codes.shape[1] % (16 if size == -1 else size)
+    return F.pad(codes, (0, missing)) if missing else codes
 
 
 class Integer:
@@ -78,13 +86,18 @@ class Integer:
             return Operand(x)
         if not _takes(format) or x.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the integer backend has no {format} of {x.dtype}: {_TAKES}")
-        size = format.block_size
         codes, scales, above = kernels.codes(x, format, dim, key)
-        assert isinstance(size, int)
-        missing = -codes.shape[1] % (16 if size == -1 else size)
-        if missing:
-            codes = F.pad(codes, (0, missing))
-        return IntegerOperand(codes, above, scales, dim)
+        return IntegerOperand(_whole_blocks(codes, format), above, scales, dim)
+
+    def stored(self, x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> QuantizedTensor:
+        """`quantize`, whose codes are the product's."""
+        return quantize(x, format, dim, key=key)
+
+    def restored(self, stored: QuantizedTensor, dtype: torch.dtype) -> Operand:
+        """The codes as they were stored."""
+        codes, scales = (x.movedim(stored.dim, -1) for x in (stored.codes, stored.scale_values()))
+        whole = _whole_blocks(codes.contiguous(), stored.format)
+        return IntegerOperand(whole, stored.tensor_scale, scales, stored.dim)
 
     def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
         """Both from `x`, one after the other."""

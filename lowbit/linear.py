@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from lowbit.backend import Backend, Emulate, Operand
 from lowbit.formats import Rounding
+from lowbit.keep import Keep, KeptWeights
 from lowbit.noise import Key, Randomness
+from lowbit.quantize import QuantizedTensor
 from lowbit.recipe import OPERANDS, QuantRecipe
 from lowbit.rotation import rotate
 
@@ -20,13 +22,25 @@ class LayerNumerics:
     recipe: QuantRecipe
     backend: Backend
     key: Key | None = None
+    stores_input: bool = False  #: as codes, between forward and backward
+    weights: KeptWeights | None = None
 
     def operand(self, name: str, x: Tensor, dim: int) -> Operand:
         """The operand called `name`, from the unquantized matrix `x`, blocked along `dim`."""
+
         format = self.recipe.format(name)
-        if rotation := self.recipe.rotation(name.split("_")[0]):
-            x = rotate(x, rotation, dim)
-        return self.backend.operand(x, format, dim, self.key_of(name))
+
+        def make() -> Operand:
+            return self.backend.operand(self.rotated(name, x, dim), format, dim, self.key_of(name))
+
+        if self.weights is not None and format is not None and name in self.recipe.weights:
+            return self.weights.operand(name, make)
+        return make()
+
+    def rotated(self, name: str, x: Tensor, dim: int) -> Tensor:
+        """`x` as the quantizer of the operand called `name` receives it."""
+        rotation = self.recipe.rotation(name.split("_")[0])
+        return rotate(x, rotation, dim) if rotation else x
 
     def key_of(self, name: str) -> Key | None:
         """The random numbers of an operand; None where it is rounded deterministically."""
@@ -66,27 +80,46 @@ class LayerNumerics:
             b = self.operand("dgrad_weight", weight, dim=0)
         return self.backend.matmul(a, b, None, grad_output.dtype)
 
-    def grad_weight(self, grad_output: Tensor, input: Tensor, a: Operand | None = None) -> Tensor:
-        """wgrad, with blocks over the tokens."""
+    def grad_weight(
+        self, grad_output: Tensor, input: tuple[Tensor, ...], a: Operand | None = None
+    ) -> Tensor:
+        """wgrad, with blocks over the tokens; `input` as `saved_input` left it."""
         a = a or self.operand("wgrad_grad_output", grad_output, dim=0)
-        b = self.operand("wgrad_input", input, dim=0)
+        if len(input) == 1:
+            b = self.operand("wgrad_input", input[0], dim=0)
+        else:
+            format = self.recipe.format("wgrad_input")
+            assert format is not None
+            codes, scale, *above = input
+            stored = QuantizedTensor(codes, scale, above[0] if above else None, format, 0)
+            b = self.backend.restored(stored, grad_output.dtype)
         return self.backend.matmul(a.T, b, None, grad_output.dtype)
+
+    def saved_input(self, input: Tensor) -> tuple[Tensor, ...]:
+        """What wgrad needs of the input: itself, or the codes and scales of its operand."""
+        format = self.recipe.format("wgrad_input")
+        if format is None or not self.stores_input:
+            return (input,)
+        x = self.rotated("wgrad_input", input, 0)
+        stored = self.backend.stored(x, format, 0, self.key_of("wgrad_input"))
+        above = () if stored.tensor_scale is None else (stored.tensor_scale,)
+        return stored.codes, stored.scale, *above
 
 
 class _QuantizedLinear(torch.autograd.Function):
-    """input [tokens, in], weight [out, in]; saves what the unquantized layer saves."""
+    """input [tokens, in], weight [out, in]; saves no more than the unquantized layer."""
 
     @staticmethod
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, numerics: LayerNumerics
     ) -> Tensor:
-        ctx.save_for_backward(input, weight)
+        ctx.save_for_backward(weight, *numerics.saved_input(input))
         ctx.numerics = numerics
         return numerics.output(input, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
+        weight, *input = ctx.saved_tensors
         numerics: LayerNumerics = ctx.numerics
         grad_input = grad_weight = grad_bias = None
         for_dgrad = for_wgrad = None
@@ -96,7 +129,7 @@ class _QuantizedLinear(torch.autograd.Function):
             grad_input = numerics.grad_input(grad_output, weight, for_dgrad)
         del for_dgrad  # no operand outlives its GEMM
         if ctx.needs_input_grad[1]:
-            grad_weight = numerics.grad_weight(grad_output, input, for_wgrad)
+            grad_weight = numerics.grad_weight(grad_output, tuple(input), for_wgrad)
         if ctx.needs_input_grad[2]:
             grad_bias = grad_output.sum(0)
         return grad_input, grad_weight, grad_bias, None
@@ -113,6 +146,8 @@ class QuantLinear(nn.Linear):
     backend: Backend
     randomness: Randomness | None  #: for stochastic rounding
     index: int  #: of the layer in the model: its stream of random numbers
+    keep: Keep
+    _kept_weights: KeptWeights
 
     @classmethod
     def from_linear(
@@ -123,6 +158,7 @@ class QuantLinear(nn.Linear):
         backend: Backend | None = None,
         randomness: Randomness | None = None,
         index: int = 0,
+        keep: Keep | None = None,
     ) -> "QuantLinear":
         """A quantized layer that shares `linear`'s parameters."""
         bias = linear.bias is not None
@@ -130,6 +166,7 @@ class QuantLinear(nn.Linear):
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.train(linear.training)
         layer.backend, layer.randomness, layer.index = backend or Emulate(), randomness, index
+        layer.keep, layer._kept_weights = keep or Keep(), KeptWeights()
         layer.set_recipe(recipe)
         return layer
 
@@ -150,6 +187,9 @@ class QuantLinear(nn.Linear):
             input, weight = input.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         numerics = self.numerics()
+        if numerics.weights is not None:
+            drawn = None if numerics.key is None else int(numerics.key.state)
+            numerics.weights.keep_for(self.weight, weight.dtype, self.recipe, self.backend, drawn)
         with torch.autocast(device, enabled=False):  # operands held in FP32 stay so
             matrix = input.reshape(-1, self.in_features)
             output: Tensor = _QuantizedLinear.apply(matrix, weight, bias, numerics)  # type: ignore[no-untyped-call]  # torch's
@@ -158,7 +198,8 @@ class QuantLinear(nn.Linear):
     def numerics(self) -> LayerNumerics:
         """How it computes now."""
         key = self.randomness.key(self.index) if self.recipe.is_random and self.randomness else None
-        return LayerNumerics(self.recipe, self.backend, key)
+        kept = self._kept_weights if self.keep.quantized_weights else None
+        return LayerNumerics(self.recipe, self.backend, key, self.keep.quantized_inputs, kept)
 
     def extra_repr(self) -> str:
         """The recipe beside the shape."""

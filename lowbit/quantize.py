@@ -100,19 +100,23 @@ class QuantizedTensor:
         """The values in `dtype`: those of `fake_quantize` of a tensor of that dtype, to the bit but
         for the sign of integers' zeros.
         """
+        values = self.values()
+        if self.tensor_scale is not None:
+            values = values * self.tensor_scale
+        return saturated(values, dtype).to(dtype)
+
+    def values(self) -> Tensor:
+        """Code x block scale in FP32, without the tensor scale: those of `quantize_values`."""
         codes = encoding.decode(self.codes, self.format.element)
         matrix = codes.reshape(codes.shape or (1,))
         blocks, inside = to_blocks(matrix, self.format.block_size, self.dim)
-        scale = self._scale_values()
+        scale = self.scale_values()
         for axis in inside:
             scale = scale.unsqueeze(axis)
-        values = blocks * scale
-        if self.tensor_scale is not None:
-            values = values * self.tensor_scale
-        values = from_blocks(saturated(values, dtype), inside, matrix.shape)
-        return values.reshape(codes.shape).to(dtype)
+        return from_blocks(blocks * scale, inside, matrix.shape).reshape(codes.shape)
 
-    def _scale_values(self) -> Tensor:
+    def scale_values(self) -> Tensor:
+        """What the stored scales mean, FP32, one per block."""
         match self.format.scale:
             case ScaleFormat.E8M0:
                 return power_of_two(self.scale)

@@ -47,7 +47,7 @@ def gradient_errors(
     input, weight, grad_output = (x.detach().float() for x in (input, weight, grad_output))
     targets = [
         reference.grad_input(grad_output, weight).double(),
-        reference.grad_weight(grad_output, input).double(),
+        reference.grad_weight(grad_output, (input,)).double(),
     ]
     sums = [torch.zeros_like(target) for target in targets]
     counts: list[int] = []
@@ -55,7 +55,7 @@ def gradient_errors(
     for draw in range(draws):
         numerics = LayerNumerics(recipe, Emulate(), Key.of(seed).fold(draw))
         sums[0] += numerics.grad_input(grad_output, weight)
-        sums[1] += numerics.grad_weight(grad_output, input)
+        sums[1] += numerics.grad_weight(grad_output, (input,))
         count = draw + 1
         if count & draw == 0:  # a power of two
             counts.append(count)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import nn
 
-from lowbit import Backend, Emulate, Integer, LayerPolicy, Randomness, convert_linears
+from lowbit import Backend, Emulate, Integer, Keep, LayerPolicy, Randomness, convert_linears
 from train.controls import Control, SignedError
 
 BackendName = Literal["emulate", "integer"]
@@ -16,14 +16,19 @@ def convert(
     randomness: Randomness,
     name: BackendName,
     control: Control | None,
+    keep: Keep,
 ) -> None:
     """Convert `model` in place; ValueError for a recipe of any phase that the backend lacks."""
     backend: Backend = Integer() if name == "integer" else Emulate()
     if control == "noise":
         if name != "emulate":
             raise ValueError(f"model.backend={name} with model.control=noise: only emulate has it")
+        if keep.quantized_inputs:
+            raise ValueError(
+                "model.keep.quantized_inputs with model.control=noise, which has no codes"
+            )
         backend = SignedError()
-    convert_linears(model, policy, backend=backend, randomness=randomness)
+    convert_linears(model, policy, backend=backend, randomness=randomness, keep=keep)
     if isinstance(backend, Integer):
         for phase in (None, *policy.phases):
             for recipe in {r for r in policy.resolve(model, phase).values() if r}:

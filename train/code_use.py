@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lowbit import Backend, BlockFormat, Key, Operand
+from lowbit import Backend, BlockFormat, Key, Operand, QuantizedTensor
 from lowbit.backend import Wanted
 from lowbit.stats import ClampCounts, clamp_counts
 from train.module import PretrainModule
@@ -31,6 +31,13 @@ class _Counting:
         for dim, (format, key) in ((1, across), (0, down)):
             self.counts += clamp_counts(x, format, dim, key=key)
         return self.inner.operands(x, across, down)
+
+    def stored(self, x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> QuantizedTensor:
+        self.counts += clamp_counts(x, format, dim, key=key)
+        return self.inner.stored(x, format, dim, key)
+
+    def restored(self, stored: QuantizedTensor, dtype: Any) -> Operand:
+        return self.inner.restored(stored, dtype)
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: Any) -> Tensor:
         return self.inner.matmul(a, b, bias, dtype)

@@ -168,7 +168,7 @@ class RunCLI(LightningCLI):
             plugins=[AtomicCheckpointIO()],
             profiler=self.config_init["trainer"]["profiler"] or StepTimes(),
         )
-        check_launch(trainer)
+        check_launch(trainer, self.model.keep)
         leave_signals_alone(trainer)
         if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes
             trainer.strategy._timeout = timedelta(seconds=self.config["collective_timeout"])

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.module import IGNORED_LABEL
 from lowbit import (
+    Keep,
     LayerPolicy,
     Phase,
     QuantLinear,
@@ -74,6 +75,7 @@ class PretrainModule(LightningModule):
         validate_bf16: bool = False,
         control: Control | None = None,
         backend: BackendName = "emulate",
+        keep: Keep = Keep(),
     ) -> None:
         """Args:
         llama: The architecture, with the names of transformers' LlamaConfig.
@@ -89,8 +91,12 @@ class PretrainModule(LightningModule):
             noise: operands plus their quantization error with a random sign.
         backend: How quantized operands are multiplied. emulate: their values, by the device's BF16
             GEMM; integer: INT8 codes block by block, on CPUs, for recipes of integers alone.
+        keep: What quantized layers hold on to, time against memory; the same losses.
         """
         super().__init__()
+        if keep.quantized_weights and compile_blocks:
+            raise ValueError("model.keep.quantized_weights with model.compile_blocks: one of them")
+        self.keep = keep
         self.control, self.backend = control, backend
         policy = with_keys(policy) if control == "noise" else policy
         self.policy, self.optimization = policy, optimization
@@ -110,7 +116,7 @@ class PretrainModule(LightningModule):
         self.validation: dict[str, float] = {}  #: the last validation's results
 
     def _convert(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
-        convert(model, self.policy, self.randomness, self.backend, self.control)
+        convert(model, self.policy, self.randomness, self.backend, self.control, self.keep)
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if self.compile_blocks:

@@ -8,13 +8,14 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from lowbit import Keep
 from train.fsdp import COMPUTE_DTYPES, FullySharded
 from train.signals import on_first_rank
 
 _GONE = re.compile("Connection (closed|reset) by peer|timed out|Timed out|Broken pipe")
 
 
-def check_launch(trainer: Trainer) -> None:
+def check_launch(trainer: Trainer, keep: Keep) -> None:
     """Raise ValueError for a strategy, precision or backend that is not there, or a port in use."""
     strategy = trainer.strategy
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullySharded):
@@ -28,6 +29,8 @@ def check_launch(trainer: Trainer) -> None:
         raise ValueError(
             f"trainer.precision={precision} with fsdp2: expected one of {[*COMPUTE_DTYPES]}"
         )
+    if isinstance(strategy, FullySharded) and keep.quantized_weights:
+        raise ValueError("model.keep.quantized_weights with fsdp2, which gathers weights anew")
     if isinstance(strategy, SingleDeviceStrategy):
         return
     if strategy.root_device.type == "cuda" and not torch.distributed.is_nccl_available():

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from lowbit import Keep
 from train.checkpoint import complete_checkpoints
 from train.rendezvous import check_launch
 
@@ -40,7 +41,16 @@ def test_missing_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
         parallel_devices=[torch.device("cuda", 0)], cluster_environment=LightningEnvironment()
     )
     with pytest.raises(ValueError, match="has no NCCL"):
-        check_launch(SimpleNamespace(strategy=strategy))  # type: ignore[arg-type]
+        check_launch(SimpleNamespace(strategy=strategy), Keep())  # type: ignore[arg-type]
+
+
+def test_kept_weights_under_fsdp2(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--trainer.strategy", "fsdp2", "--model.keep.quantized_weights", "true")
+    assert fit(tmp_path / "run", "mxint8", *arguments) == 2
+    assert "model.keep.quantized_weights with fsdp2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_precision_that_fsdp2_does_not_have(
