@@ -70,12 +70,17 @@ def write_page(title: str, parts: Sequence[str | Sequence[Row] | Path], path: Pa
     body = "\n".join(_part(part) for part in parts)
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:1rem 0}"
-        "td,th{padding:.15rem .7rem;border-bottom:1px solid #ddd;text-align:right}"
-        "td{vertical-align:top}.words{text-align:left}img{max-width:100%}"
+        "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
+        "td,th{padding:.15rem .7rem;border-bottom:1px solid #8884;text-align:right}"
+        "td{vertical-align:top}.words{text-align:left}td:not(.words){white-space:nowrap}"
+        "img{max-width:100%}"
+        ":root{color-scheme:light dark}.wide{overflow-x:auto;margin:1rem 0}"
+        "@media(max-width:40rem){body{margin:1rem auto}td,th{padding:.15rem .4rem}}"
     )
     path.write_text(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{html.escape(title)}</title>"
         f"<style>{style}</style><h1>{html.escape(title)}</h1>\n{body}\n</html>\n",
         encoding="utf-8",
     )
@@ -89,7 +94,8 @@ def _part(part: str | Sequence[Row] | Path) -> str:
         return f'<img alt="{html.escape(part.stem)}" src="data:image/png;base64,{data}">'
     head = "".join(_cell("th", str(key), isinstance(part[0][key], str)) for key in part[0])
     lines = ("".join(_cell("td", cell(v), isinstance(v, str)) for v in r.values()) for r in part)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _cell(tag: str, text: str, words: bool) -> str:
