@@ -130,7 +130,10 @@ def scatter_weights(source: nn.Module | None, model: nn.Module) -> None:
         parameter.copy_(distribute_tensor(full, parameter.device_mesh, parameter.placements))
 
 
-def gathered(model: nn.Module) -> dict[str, Tensor]:
-    """The whole weights, on the CPU, by name; all ranks call it."""
+def gathered(model: LlamaForCausalLM) -> dict[str, Tensor]:
+    """The whole weights, on the CPU, by name; all ranks call it. Tied ones are one tensor."""
     state = model.state_dict().items()
-    return {n: (v.full_tensor() if isinstance(v, DTensor) else v).cpu() for n, v in state}
+    whole = {n: (v.full_tensor() if isinstance(v, DTensor) else v).cpu() for n, v in state}
+    if model.config.tie_word_embeddings:
+        whole["lm_head.weight"] = whole["model.embed_tokens.weight"]
+    return whole
