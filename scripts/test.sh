@@ -4,5 +4,7 @@
 
 export OMP_NUM_THREADS=1  # several test processes; sums depend on the number of threads
 pytest -q -n 2 "$@"
-pytest -q -m slow -n 2 tests/lowbit "$@"  # compilations and builds
-pytest -q -m slow tests/data tests/train "$@"  # kills and ranks, one at a time
+# what needs no clock and starts no ranks, side by side; the rest one at a time
+side_by_side="tests/lowbit tests/data tests/train/analysis tests/train/test_recipes.py"
+pytest -q -m slow -n 2 $side_by_side "$@"
+pytest -q -m slow tests/train --ignore tests/train/analysis --ignore tests/train/test_recipes.py "$@"

@@ -80,7 +80,9 @@ def test_rows_of_two_and_a_half_blocks(wide: Any, same_bits: Any) -> None:
 def test_every_format_compiled_equals_eager(format: BlockFormat, wide: Any, same_bits: Any) -> None:
     """Both dimensions and both dtypes once: what differs in the graphs differs there."""
     x = _hard(wide)
-    _check(format, [(0, x), (1, x.bfloat16())], same_bits)
+    cases = [(1, x.bfloat16()), (0, x)]
+    alone = format.rounding is Rounding.STOCHASTIC  # the graph of the noise is large
+    _check(format, cases[:1] if alone else cases, same_bits)
 
 
 def test_a_new_step_or_row_does_not_compile_again() -> None:

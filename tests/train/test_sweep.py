@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -177,18 +178,18 @@ def test_a_sweep_killed_twice_gives_the_table_of_one_that_was_not(
     tmp_path: Path, recipes: Path, tiny_data: Path, tiny: Path, fit: Fit
 ) -> None:
     """The unkilled one runs in this process; kills hit the sweep, and must reach its runs."""
-    recipe_files = [str(recipes / f"{name}.yaml") for name in ("bf16", "mxint8")]
-    settings = ["--trainer.max_steps", "20", "--checkpoint_every", "2"]
+    names, seeds = ("bf16", "mxint8", "mxfp8"), ("0", "1", "2")
+    recipe_files = [str(recipes / f"{name}.yaml") for name in names]
+    settings = ["--trainer.max_steps", "6", "--checkpoint_every", "2"]
     settings += ["--data.path", str(tiny_data)]
     command = [
         *(sys.executable, "-P", "-m", "train.cli", "sweep", "--out", "killed", "-c", str(tiny)),
-        *("--recipes", *recipe_files, "--jobs", "2", "--", *settings),
+        *("--recipes", *recipe_files, "--seeds", *seeds, "--jobs", "2", "--", *settings),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for signum in (signal.SIGKILL, signal.SIGTERM):
+    environment, saved = os.environ | {"OMP_NUM_THREADS": "1"}, "killed/*/checkpoints/step-*"
+    for signum, runs_begun in ((signal.SIGKILL, 1), (signal.SIGTERM, 6)):
         sweep = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
-        before = set(tmp_path.glob("killed/*/checkpoints/step-*"))
-        while set(tmp_path.glob("killed/*/checkpoints/step-*")) <= before:
+        while len({path.parent for path in tmp_path.glob(saved)}) < runs_begun:
             assert sweep.poll() is None
             time.sleep(0.02)
         sweep.send_signal(signum)
@@ -198,8 +199,9 @@ def test_a_sweep_killed_twice_gives_the_table_of_one_that_was_not(
         while any(map(holder, runs)):
             time.sleep(0.02)
     assert subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0
-    for name in ("bf16", "mxint8"):
-        fit(tmp_path / "whole" / f"{name}-s0", name, *settings)
+    for name, seed in product(names, seeds):
+        folder = tmp_path / "whole" / f"{name}-s{seed}"
+        assert fit(folder, name, *settings, "--seed_everything", seed) == 0
     tables = []
     for out in ("killed", "whole"):
         runs = read_runs([tmp_path / out])
