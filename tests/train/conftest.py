@@ -209,7 +209,7 @@ def ranks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     program = Path(__file__).with_name("two_ranks.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        [sys.executable, "-P", str(program), str(folder), str(tiny_data)],
+        [sys.executable, str(program), str(folder), str(tiny_data)],  # its folder importable
         capture_output=True,
         text=True,
         timeout=900,
