@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-collect_ignore = ["curve.py", "malloc_peak.py", "two_ranks.py"]  # programs that tests start
+# programs that tests start
+collect_ignore = ["curve.py", "malloc_peak.py", "recorder.py", "two_ranks.py"]
 BATCH, SEQ_LEN = 4, 8
 COLUMNS = "step,tokens_seen,train/loss,grad_norm,lr,tokens_per_second,val/loss,val/perplexity"
 
@@ -209,7 +210,7 @@ def ranks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     program = Path(__file__).with_name("two_ranks.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        [sys.executable, "-P", str(program), str(folder), str(tiny_data)],
+        [sys.executable, str(program), str(folder), str(tiny_data)],  # its folder importable
         capture_output=True,
         text=True,
         timeout=900,

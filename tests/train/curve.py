@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recorder import Recorder
+from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from two_ranks import free_port, start_rank
-
-from train.module import PretrainModule
 
 CONFIG = """
 model:
@@ -32,102 +31,7 @@ checkpoint_every: 1000
 collective_timeout: 60
 """
 RECIPES = Path(__file__).parents[2] / "configs" / "recipe"
-
-
-class Recorder:
-    """What a run did: by step its windows, weights before, gradients; the codes of the last."""
-
-    def __init__(self, start: Path | None, perturb: float, last: int) -> None:
-        self.start = torch.load(start)["weights"] if start else None
-        self.perturb, self.last = perturb, last
-        self.initial: dict[str, Tensor] = {}
-        self.weights: list[dict[str, Tensor]] = []
-        self.gradients: list[dict[str, Tensor]] = []
-        self.windows: list[list[int]] = []
-        self.codes: dict[int, list[Tensor]] = {}
-
-    def install(self) -> None:
-        place, clip = PretrainModule._place, PretrainModule.configure_gradient_clipping
-        recorder = self
-
-        def placed(module: Any, step: int, batch: Any) -> None:
-            if step == len(recorder.weights):
-                recorder.begin(module, step)
-            recorder.windows[step] += batch["window"].tolist()
-            if step == recorder.last:
-                recorder.watch_codes(module, int(batch["first_sample"]))
-            place(module, step, batch)
-
-        def clipped(module: Any, optimizer: Any, **kwargs: Any) -> None:
-            grads = {n: whole(p.grad).clone() for n, p in module.model.named_parameters()}
-            recorder.gradients.append(grads)
-            clip(module, optimizer)
-
-        PretrainModule._place = placed  # type: ignore[method-assign]
-        PretrainModule.configure_gradient_clipping = clipped  # type: ignore[method-assign]
-
-    def kept(self) -> dict[str, Any]:
-        names = ("initial", "weights", "gradients", "windows", "codes")
-        return {name: getattr(self, name) for name in names}
-
-    @torch.no_grad()
-    def begin(self, module: Any, step: int) -> None:
-        """Take the reference's weights, and note those the step starts from."""
-        if step == 0:
-            self.initial = {n: whole(p).clone() for n, p in module.model.named_parameters()}
-        for name, parameter in module.model.named_parameters():
-            if self.start is not None:
-                copy_into(parameter, self.start[step][name])
-            if self.perturb and step == 0:
-                parameter.mul_(1 + self.perturb * torch.randn_like(parameter))
-        weights = {n: whole(p).clone() for n, p in module.model.named_parameters()}
-        self.weights.append(weights)
-        self.windows.append([])
-
-    def watch_codes(self, module: Any, first_sample: int) -> None:
-        """Keep, in their order, what the layers' quantizers yield in this micro-batch."""
-        kept, ranks = self.codes.setdefault(first_sample, []), module.trainer.world_size
-        for layer in module.quantized_layers.values():
-            layer.backend = Keeping(getattr(layer.backend, "inner", layer.backend), kept, ranks)
-
-
-class Keeping:
-    """A backend that keeps the operands that vary with the batch, as [tokens, features].
-
-    Gradients as of the mean over all ranks: a rank's own are so many times larger.
-    """
-
-    name = "keeping"
-
-    def __init__(self, inner: Any, kept: list[Tensor], ranks: int) -> None:
-        self.inner, self.kept, self.ranks = inner, kept, ranks
-
-    def operand(self, x: Tensor, format: Any, dim: int, key: Any) -> Any:
-        result = self.inner.operand(x, format, dim, key)
-        if format is not None and not isinstance(x, torch.nn.Parameter):
-            self.kept.append(result.values)
-        return result
-
-    def operands(self, x: Tensor, across: Any, down: Any) -> Any:
-        first, second = self.inner.operands(x, across, down)
-        self.kept += [first.values / self.ranks, second.values / self.ranks]
-        return first, second
-
-    def matmul(self, *args: Any) -> Tensor:
-        product: Tensor = self.inner.matmul(*args)
-        return product
-
-
-def whole(tensor: Tensor) -> Tensor:
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def copy_into(parameter: Tensor, value: Tensor) -> None:
-    if isinstance(parameter, DTensor):
-        value = distribute_tensor(
-            value, parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
-    parameter.copy_(value)
+TIED = "mxfp8"  # the recipe whose runs have one matrix as embedding and as head
 
 
 class Curves:
@@ -150,6 +54,7 @@ class Curves:
         argv += ["--data.path", str(self.tokens), "--run_dir", str(self.folder / name)]
         argv += ["--trainer.strategy", strategy, "--trainer.max_steps", str(self.steps)]
         argv += ["--trainer.accumulate_grad_batches", str(accumulate)]
+        argv += ["--model.llama.tie_word_embeddings", str(recipe == TIED).lower()]
         path = self.folder / f"{start}-0.pt" if start else None
 
         def prepare(rank: Any) -> Any:
@@ -176,6 +81,11 @@ class Curves:
         deviation: list[float] = ((self.loss(name) - expected) / expected).abs().tolist()
         return deviation
 
+    def exported(self, name: str) -> dict[str, list[int]]:
+        """The shapes of the tensors in the run's model.safetensors."""
+        with safe_open(self.folder / name / "hf" / "model.safetensors", "pt") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}
+
     def compare(self, name: str, reference: str) -> dict[str, Any]:
         """The largest relative deviations of all steps, and the share of codes that differ."""
         records = [torch.load(path) for path in sorted(self.folder.glob(f"{name}-?.pt"))]
@@ -196,6 +106,8 @@ class Curves:
             "same start": all(
                 torch.equal(v, expected["initial"][n]) for n, v in records[0]["initial"].items()
             ),
+            "same export": self.exported(name) == self.exported(reference),
+            "exports a head": "lm_head.weight" in self.exported(name),
             "loss": max(self.deviation(name, reference)),
             "gradient": max(gradients),
             "seconds": {n: s for n, s in throughput.items() if "communication" in n},
