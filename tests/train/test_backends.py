@@ -1,10 +1,12 @@
-"""`--model.backend` and `--model.keep`: choices that are refused where they cannot be."""
+"""Choices of how a layer computes: what they change, and where they are refused."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
 from train.runs import read_runs
 
@@ -48,3 +50,25 @@ def test_compiled_blocks_cannot_keep_weights(
     both = ("--model.keep.quantized_weights", "true", "--model.compile_blocks", "true")
     assert fit(tmp_path / "run", "mxint8", *both) == 2
     assert "model.keep.quantized_weights with model.compile_blocks" in capsys.readouterr().err
+
+
+# importing inductor's C++ back end warns about torch.jit; Dynamo looks at .grad of what is no leaf
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same(
+    fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the order of sums in FP32, which may give a code in many thousands another value."""
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes
+    torch._dynamo.reset()
+    counters.clear()
+    few = ("--model.llama.num_hidden_layers", "1", "--model.llama.attention_dropout", "0")
+    few += ("--trainer.max_steps", "3", "--trainer.limit_val_batches", "0")
+    losses = []
+    for compiled in ("false", "true"):
+        choice = ("--trainer.precision", "32-true", "--model.compile_blocks", compiled)
+        assert fit(tmp_path / compiled, "mxint8", *few, *choice) == 0
+        (read,) = read_runs([tmp_path / compiled])
+        losses.append(list(read.metrics["train/loss"]))
+        assert counters["stats"]["unique_graphs"] == (compiled == "true")  # for all steps
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
