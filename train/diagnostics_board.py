@@ -101,6 +101,7 @@ class Heat:
             axes.set_xlabel("depth (block)", fontsize=9)
         bar = self.figure.colorbar(self._images[0], ax=panels.flatten().tolist())
         bar.ax.tick_params(labelsize=8)
+        bar.set_label(" ", labelpad=24)  # room for the longer numbers of later steps
         self._heading = self.figure.suptitle(title, fontsize=10)
         self._title = title
 

@@ -30,7 +30,9 @@ def plot(document: dict[str, Any], out: Path) -> None:
     for band in document["bands"]:
         color = styles[band["label"]]["color"]
         at = [tokens / unit for tokens in band["tokens"]]
-        bottom.fill_between(at, band["low"], band["high"], color=color, alpha=0.2, linewidth=0)
+        bottom.fill_between(at, band["low"], band["high"], color=color, alpha=0.1, linewidth=0)
+        for edge in ("low", "high"):  # fills of several recipes mix, their edges do not
+            bottom.plot(at, band[edge], color=color, linewidth=1.2, linestyle="--")
         bottom.plot(at, band["mean"], linewidth=2.2, **styles[band["label"]])
     _fit(bottom, document, last)
     top.set_xlim(0, 1.02 * last / unit)
@@ -93,6 +95,9 @@ def _fit(axes: Axes, document: dict[str, Any], last: float) -> None:
             if curve and row["status"] != "diverged":
                 both = zip(curve["tokens"], curve["values"], strict=True)
                 found += [gap for tokens, gap in both if tokens >= GAP_FROM * last]
+    for band in document["bands"]:
+        edges = zip(band["tokens"], band["low"], band["high"], strict=True)
+        found += [gap for tokens, *both in edges if tokens >= GAP_FROM * last for gap in both]
     low, high = min(found), max(found)
     margin = 0.08 * (high - low) or 0.01
     axes.set_ylim(low - margin, high + margin)
@@ -101,7 +106,7 @@ def _fit(axes: Axes, document: dict[str, Any], last: float) -> None:
 def _caption(document: dict[str, Any]) -> str:
     text = f"Markers: validation loss. Lines: train loss, EMA {document['smoothing']} per step."
     if document["bands"]:
-        text += " Shaded: 95 % interval of the mean gap over seeds, at each point for itself."
+        text += " Dashed: 95 % interval of the mean gap over seeds, at each point for itself."
     if any(row["status"] == "diverged" for row in document["runs"]):
         text += " ×: diverged."
     none = dict.fromkeys(p["verdict"] for p in document["pairs"] if "no verdict" in p["verdict"])

@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     for format in formats:
         recipes[str(format)] = cast_recipe(format, args.weight_only, args.rotation)
     subject = load_subject(args.model, args.cache)
+    if args.tasks and subject.vocabulary is None:
+        raise ValueError(f"--tasks: {subject.source} brings no readable tokenizer")
     text = read_text(subject, args)
     model = subject.model.to(getattr(torch, args.dtype))
     digest = weights_hash(model)
@@ -74,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join([*lines, "", aligned(rows)]))
     tasks = []
     if args.tasks:
-        if subject.vocabulary is None:
-            raise ValueError(f"--tasks: {subject.source} brings no readable tokenizer")
+        assert subject.vocabulary is not None
         tasks = task_rows(converted, subject.vocabulary, recipes, args.tasks, args.fewshot)
         print("\n".join(["", *(aligned([row]) for row in tasks)]))
     if args.out:
