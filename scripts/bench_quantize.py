@@ -31,6 +31,7 @@ from lowbit.formats import NAMED, block_format
 from lowbit.kernels.memory import keep_freed_memory
 
 Call = Callable[[], object]
+WARM_UP = 8  # calls, until results lie in memory that an earlier one has left
 
 
 class LiveBytes(TorchDispatchMode):
@@ -64,7 +65,8 @@ def seconds(call: Call) -> float:
 
 def paired(call: Call, baseline: Call, repeats: int) -> tuple[float, float]:
     """(median seconds, median ratio to the baseline's), alternating which goes first."""
-    call()
+    for _ in range(WARM_UP):
+        call()
     times, ratios = [], []
     for repeat in range(repeats):
         if repeat % 2:
