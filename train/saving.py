@@ -157,16 +157,26 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             print(_resume_report(trainer, module, same_ranks, len(generators)), flush=True)
         if origin["validation_pending"]:
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
+            _validate(trainer)
         self._restored = {"rng": generator_states()} if same_ranks else None
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """After the last step no training starts; the validation of that step may be left."""
+        origin = self._restored and self._restored.get("origin")  # dropped when training starts
+        if origin and origin["validation_pending"]:
+            _validate(trainer)
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Once more: on its way here Lightning may have drawn for an iterator it then drops."""
         if self._restored is not None:
             _restore(self._restored["rng"])
             self._restored = None
+
+
+def _validate(trainer: Trainer) -> None:
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
 
 
 def _validation_follows(trainer: Trainer) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from train.checkpoint import complete_checkpoints
 from train.record import run_status
+from train.runs import read_runs
 from train.signals import StopRequest, requeue
 
 Fit = Callable[..., int]
@@ -75,6 +76,26 @@ def test_a_stop_does_not_wait_for_validation(
     assert [p.name for p in complete_checkpoints(parts / "checkpoints")] == ["step-00000003"]
     assert fit(parts, "mxint8", *options) == 0
     assert_same_run(parts, whole)
+
+
+def test_a_stop_before_the_last_validation(
+    fit: Fit, tmp_path: Path, on_micro_batch: Callable[..., None]
+) -> None:
+    """No step is left to take: the resumed run is that validation alone."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = (*STEPS, "--trainer.max_steps", "3", "--trainer.val_check_interval", "6")
+    assert fit(whole, "mxint8", *options) == 0
+    on_micro_batch(5, raise_signal(signal.SIGTERM))
+    assert fit(parts, "mxint8", *options) == 143
+    on_micro_batch(-1, raise_signal(signal.SIGTERM))
+    assert fit(parts, "mxint8", *options) == 0
+    assert run_status(parts) == "finished"
+    runs = read_runs([whole, parts])
+    for name in ("train/loss", "val/loss"):
+        assert [*runs[0].metrics[name]] == pytest.approx(
+            [*runs[1].metrics[name]], abs=0, nan_ok=True
+        )
+    assert runs[1].metrics["val/loss"][-1] > 0
 
 
 def test_a_stop_in_a_validation_within_a_step(
