@@ -96,8 +96,7 @@ class PretrainModule(LightningModule):
         super().__init__()
         if keep.quantized_weights and compile_blocks:
             raise ValueError("model.keep.quantized_weights with model.compile_blocks: one of them")
-        self.keep = keep
-        self.control, self.backend = control, backend
+        self.control, self.backend, self.keep = control, backend, keep
         policy = with_keys(policy) if control == "noise" else policy
         self.policy, self.optimization = policy, optimization
         self.init_from, self.seed = init_from, seed

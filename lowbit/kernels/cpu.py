@@ -70,6 +70,7 @@ def quantize(
     state: Tensor | None,
     first_row: Tensor | None,
 ) -> Tensor:
+    """Operator `lowbit::quantize`."""
     x, order = without_gaps(x, by_position=state is not None or len(format) > 11)
     out = torch.empty_like(x, dtype=dtype)
     axes = [x.shape[axis] for axis in order], order.index(dim)
@@ -89,6 +90,7 @@ def quantize_both(
     tensor_scales: list[Tensor | None],
     noise: list[Tensor | None],
 ) -> tuple[Tensor, Tensor]:
+    """Operator `lowbit::quantize_both`: the second result lies transposed."""
     x = x.contiguous()
     rows, columns = x.shape
     outs = x.new_empty(rows, columns, dtype=dtypes[0]), x.new_empty(columns, rows, dtype=dtypes[1])
@@ -113,6 +115,7 @@ def codes(
     state: Tensor | None,
     first_row: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    """Operator `lowbit::codes`: INT8 codes and FP32 scales, the blocked axis last."""
     x = x.contiguous()
     codes, scales = empty_codes(x, format, dim)
     job = job_of(x, codes, ([*x.shape], dim), format, (tensor_scale, False), (state, first_row))
@@ -126,6 +129,7 @@ def codes(
 
 
 def empty_codes(x: Tensor, format: list[float], dim: int, *_: Any) -> tuple[Tensor, Tensor]:
+    """Where `codes` writes both."""
     rows, depth = x.shape if dim == 1 else x.shape[::-1]
     blocks = 1 if format[10] == -1 else -(-depth // int(format[10]))
     shape = (rows, blocks) if dim == 1 else (blocks, rows)
@@ -135,6 +139,7 @@ def empty_codes(x: Tensor, format: list[float], dim: int, *_: Any) -> tuple[Tens
 def integer_matmul(
     a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, dtype: torch.dtype
 ) -> Tensor:
+    """Operator `lowbit::integer_matmul`."""
     out = a.new_empty(a.shape[0], b.shape[0], dtype=dtype)
     blocks = a_scales.shape[1]
     product = Product(
@@ -148,7 +153,7 @@ def integer_matmul(
 
 
 def tensor_scale(x: Tensor, most: float) -> Tensor:
-    """scale.py's tensor_scale; `most` is 448 x the element's max."""
+    """Operator `lowbit::tensor_scale`: scale.py's; `most` is 448 x the element's max."""
     x, _ = without_gaps(x, by_position=False)
     bits = library().lowbit_finite_amax(x.data_ptr(), x.numel(), TYPES[x.dtype], threads_for(x))
     amax = torch.tensor(bits, dtype=torch.int32).view(torch.float32)

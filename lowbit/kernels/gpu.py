@@ -33,7 +33,7 @@ def quantize(
     if len(block) == 1:
         block = [1, *block] if dim == x.dim() - 1 else [*block, 1]
     rows, columns = block
-    tile = max(rows, 32), max(columns, 32)
+    tile = _tile_of(rows, columns)
     grid = (seen.outer * _tiles(seen.rows, tile[0]) * _tiles(seen.columns, tile[1]),)
     with _device_of(x):
         gpu_quantize.quantize[grid](
@@ -59,7 +59,7 @@ def quantize_both(
     down = x.new_empty(columns, rows, dtype=dtypes[1])
     described = formats[:11], formats[11:]
     blocks = [int(format[10]) for format in described]
-    tile = max(blocks[1], 32), max(blocks[0], 32)
+    tile = _tile_of(blocks[1], blocks[0])
     states, first_rows = map(_number, noise[::2]), map(_number, noise[1::2])
     grid = (_tiles(rows, tile[0]) * _tiles(columns, tile[1]),)
     with _device_of(x):
@@ -85,6 +85,12 @@ def _device_of(x: Tensor) -> AbstractContextManager[None]:
     """Triton launches on the current device."""
     guard: AbstractContextManager[None] = torch.cuda.device_of(x)  # type: ignore[no-untyped-call]  # torch's
     return guard
+
+
+def _tile_of(rows: int, columns: int) -> tuple[int, int]:
+    """What one program reads: 32 x 32 or whole blocks; of very large ones, one."""
+    wider = max(rows, 32), max(columns, 32)
+    return wider if wider[0] * wider[1] <= 1 << 14 else (rows, columns)
 
 
 def _tiles(length: int, size: int) -> int:

@@ -40,7 +40,7 @@ def request_of(tmp_path: Path, texts: list[str]) -> Callable[..., Request]:
         defaults: dict[str, object] = {"text": (str(tmp_path / "texts" / "*.txt"),)}
         if "train_tokenizer" not in arguments:
             defaults["tokenizer"] = "bytes"
-        return Request(**defaults | {"val_fraction": 0.2} | arguments)  # type: ignore[arg-type]
+        return Request(**defaults | {"val_fraction": 0.2} | arguments)  # type: ignore[arg-type]  # keys are fields
 
     return make
 

@@ -17,7 +17,7 @@ SEQ_LEN = 64
 
 def module(folder: Path, **arguments: object) -> TokenDataModule:
     defaults: dict[str, object] = {"path": str(folder), "seq_len": SEQ_LEN, "global_batch_size": 8}
-    return TokenDataModule(**defaults | arguments)  # type: ignore[arg-type]
+    return TokenDataModule(**defaults | arguments)  # type: ignore[arg-type]  # keys are arguments
 
 
 class Recorder(LightningModule):
@@ -60,7 +60,7 @@ def fit(
     data: TokenDataModule, steps: int, resume: Path | None = None, **options: object
 ) -> tuple[Recorder, Trainer]:
     recorder = Recorder()
-    trainer = Trainer(max_steps=steps, enable_checkpointing=False, **QUIET | options)  # type: ignore[arg-type]
+    trainer = Trainer(max_steps=steps, enable_checkpointing=False, **QUIET | options)  # type: ignore[arg-type]  # keys are arguments
     trainer.fit(recorder, datamodule=data, ckpt_path=resume)
     return recorder, trainer
 
@@ -142,7 +142,7 @@ def test_validation_takes_each_window_once_over_the_ranks(
 
 def test_validation_runs_in_the_trainer(folder: Path) -> None:
     recorder = Recorder()
-    Trainer(**QUIET).validate(recorder, datamodule=module(folder, val_windows=5), verbose=False)  # type: ignore[arg-type]
+    Trainer(**QUIET).validate(recorder, datamodule=module(folder, val_windows=5), verbose=False)  # type: ignore[arg-type]  # keys are arguments
     assert [batch["window"].tolist() for batch in recorder.validated] == [
         [0, 1, 2, 3, 4, -1, -1, -1]
     ]
@@ -218,5 +218,5 @@ def test_data_without_a_validation_split_train(
 ) -> None:
     from data.prepare import prepare
 
-    prepare(tmp_path / "out", request_of(val_fraction=0))  # type: ignore[arg-type]
+    prepare(tmp_path / "out", request_of(val_fraction=0))  # type: ignore[arg-type]  # keys are arguments
     assert len(fit(module(tmp_path / "out"), 2)[0].trained) == 2

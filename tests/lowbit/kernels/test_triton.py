@@ -38,6 +38,7 @@ FORMATS = [
     replace(NAMED["mxint8"], block_size=(32, 16)),
     replace(NAMED["mxfp4"], block_size=1),
     replace(NAMED["mxfp8"], block_size=64),
+    replace(NAMED["mxint8"], block_size=1024),
 ]
 
 
