@@ -3,71 +3,106 @@
 //
 //     out[m, n] = sum over blocks of  a_scale[m, block] b_scale[n, block]  sum of a[m, k] b[n, k]
 //
-// Operands are packed in panels of 16 rows. A panel of `a` holds, block by block, 16 rows; a panel of
-// `b` holds, block by block, four values of each of 16 rows at a time, as dot-product units read them.
+// Operands are packed in panels of ROWS and COLUMNS rows; panels.h says how.
 
-#include "dots.h"
+#if defined(__AMX_INT8__) && defined(__linux__)
+#include "dots_amx.h"
+#elif defined(__AVX512VNNI__)
+#include "dots_vnni.h"
+#else
+#include "dots_portable.h"
+#endif
 
-#include <vector>
+#include <algorithm>
+#include <memory>
 
 namespace {
 
 struct Side {
-    const int8_t* codes;  // [rows, blocks x size]
-    const float* scales;  // of row r and block b at r * row_step + b * block_step
+    const int8_t* given;  // [rows, blocks x size]
+    const float* given_scales;  // of row r and block b at r * row_step + b * block_step
     int64_t rows, row_step, block_step;
-    std::vector<int8_t> packed;
-    std::vector<float> packed_scales;  // [panels, blocks, 16]
+    int64_t width;  // rows of a panel
+    std::unique_ptr<int8_t[]> codes;
+    std::unique_ptr<float[]> scales;
+    std::unique_ptr<int32_t[]> starts;
 
-    int64_t panels() const { return (rows + PANEL - 1) / PANEL; }
+    void reserve(const Shape& shape) {
+        const int64_t padded = panels() * width;
+        codes.reset(new int8_t[padded * shape.blocks * shape.size]);
+        scales.reset(new float[padded * shape.blocks]);
+        starts.reset(new int32_t[padded * shape.blocks]);
+    }
+    int64_t panels() const { return (rows + width - 1) / width; }
+    Panel panel(int64_t i, const Shape& shape) const {
+        return Panel{codes.get(), scales.get(), starts.get()}.from(i * shape.blocks, shape.size, width);
+    }
 };
 
-// `step` values of a row lie together.
-void pack_panel(Side& side, const Shape& shape, int64_t panel, int64_t step) {
-    const int64_t rows = std::min(PANEL, side.rows - panel * PANEL), depth = shape.blocks * shape.size;
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t row = panel * PANEL + r;
-        const int8_t* from = side.codes + row * depth;
-        int8_t* to = side.packed.data() + panel * shape.panel() + r * step;
-        const auto copy = [&](auto size) {
-            for (int64_t k = 0; k < depth; k += size) std::memcpy(to + k * PANEL, from + k, size);
-        };
-        if (step == 4)
-            copy(std::integral_constant<int64_t, 4>());
-        else if (step == 32)
-            copy(std::integral_constant<int64_t, 32>());
-        else
-            copy(step);
-        float* scales = side.packed_scales.data() + panel * shape.blocks * PANEL + r;
-        const float* given = side.scales + row * side.row_step;
-        for (int64_t b = 0; b < shape.blocks; b++) scales[b * PANEL] = given[b * side.block_step];
+// RUN values of a row lie together; those of rows that are not there stay unset: nobody reads their
+// products.
+template <int64_t RUN, class Change>
+void pack_row(const int8_t* from, int8_t* to, int64_t depth, int64_t step, Change change) {
+    for (int64_t k = 0; k < depth; k += RUN, to += step)
+        for (int64_t i = 0; i < RUN; i++) to[i] = change(from[k + i]);
+}
+
+void pack_scales(const Side& side, const Shape& shape, int64_t row) {
+    const int64_t panel = row / side.width;
+    float* to = side.scales.get() + panel * shape.blocks * side.width + row % side.width;
+    const float* from = side.given_scales + row * side.row_step;
+    for (int64_t b = 0; b < shape.blocks; b++) to[b * side.width] = from[b * side.block_step];
+}
+
+void pack_left(const Side& side, const Shape& shape, int64_t row) {
+    const int64_t panel = row / ROWS, depth = shape.blocks * shape.size;
+    const int8_t* from = side.given + row * depth;
+    int8_t* to = side.codes.get() + panel * depth * ROWS + row % ROWS * shape.size;
+    pack_scales(side, shape, row);
+    const auto change = [](int8_t v) { return OFFSET_LEFT ? int8_t(v ^ -128) : v; };
+    if (shape.size == 32) return pack_row<32>(from, to, depth, 32 * ROWS, change);
+    for (int64_t b = 0; b < shape.blocks; b++, from += shape.size, to += ROWS * shape.size)
+        pack_row<16>(from, to, shape.size, 16, change);
+}
+
+void pack_right(const Side& side, const Shape& shape, int64_t row) {
+    const int64_t panel = row / COLUMNS, depth = shape.blocks * shape.size;
+    const int8_t* from = side.given + row * depth;
+    pack_scales(side, shape, row);
+    pack_row<4>(from, side.codes.get() + panel * depth * COLUMNS + row % COLUMNS * 4, depth,
+                4 * COLUMNS, [](int8_t v) { return v; });
+    if (!OFFSET_LEFT) return;
+    int32_t* starts = side.starts.get() + panel * shape.blocks * COLUMNS + row % COLUMNS;
+    for (int64_t b = 0; b < shape.blocks; b++, from += shape.size) {
+        int32_t sum = 0;
+        for (int64_t k = 0; k < shape.size; k++) sum += from[k];
+        starts[b * COLUMNS] = -128 * sum;
     }
 }
 
 // Sums of this many blocks are summed again: rounding errors grow with the longer of the two sums.
 constexpr int64_t SPAN = 32;
 
-void panel_product(const Shape& shape, const int8_t* a, const float* a_scale, const int8_t* b,
-                   const float* b_scale, float* out) {
-    span_product({std::min(SPAN, shape.blocks), shape.size}, a, a_scale, b, b_scale, out);
+void panel_product(const Shape& shape, const Panel& a, const Panel& b, float* out) {
+    span_product({std::min(SPAN, shape.blocks), shape.size}, a, b, out);
     for (int64_t done = SPAN; done < shape.blocks; done += SPAN) {
-        float more[PANEL * PANEL];
-        const int64_t at = done * PANEL;
-        span_product({std::min(SPAN, shape.blocks - done), shape.size}, a + at * shape.size,
-                     a_scale + at, b + at * shape.size, b_scale + at, more);
-        for (int64_t i = 0; i < PANEL * PANEL; i++) out[i] += more[i];
+        float more[ROWS * COLUMNS];
+        span_product({std::min(SPAN, shape.blocks - done), shape.size},
+                     a.from(done, shape.size, ROWS), b.from(done, shape.size, COLUMNS), more);
+        for (int64_t i = 0; i < ROWS * COLUMNS; i++) out[i] += more[i];
     }
 }
 
 template <class Out>
 void write(const float* tile, int64_t rows, int64_t columns, Out* out, int64_t step) {
-    if (columns == PANEL) {  // a length that the compiler knows
+    if (columns == COLUMNS) {  // a length that the compiler knows
         for (int64_t m = 0; m < rows; m++)
-            for (int64_t n = 0; n < PANEL; n++) store<false>(out + m * step + n, tile[m * PANEL + n]);
+            for (int64_t n = 0; n < COLUMNS; n++)
+                store<false>(out + m * step + n, tile[m * COLUMNS + n]);
         return;
     }
     for (int64_t m = 0; m < rows; m++)
-        for (int64_t n = 0; n < columns; n++) store<false>(out + m * step + n, tile[m * PANEL + n]);
+        for (int64_t n = 0; n < columns; n++) store<false>(out + m * step + n, tile[m * COLUMNS + n]);
 }
 
 }  // namespace
@@ -87,35 +122,29 @@ struct Product {
 int32_t lowbit_integer_matmul(const Product* p) {
     if (!allow_tiles()) return 1;
     const Shape shape{p->blocks, p->size};
-    Side a{p->a, p->a_scales, p->m, p->a_row_step, p->a_block_step, {}, {}};
-    Side b{p->b, p->b_scales, p->n, p->b_row_step, p->b_block_step, {}, {}};
-    for (Side* side : {&a, &b}) {
-        side->packed.resize(side->panels() * shape.panel());
-        side->packed_scales.resize(side->panels() * shape.blocks * PANEL);
-    }
-    constexpr int64_t ROWS = 4, COLUMNS = 16;  // panels of a task
-    const int64_t across = (b.panels() + COLUMNS - 1) / COLUMNS;
-    const int64_t tasks = (a.panels() + ROWS - 1) / ROWS * across;
+    Side a{p->a, p->a_scales, p->m, p->a_row_step, p->a_block_step, ROWS, {}, {}, {}};
+    Side b{p->b, p->b_scales, p->n, p->b_row_step, p->b_block_step, COLUMNS, {}, {}, {}};
+    a.reserve(shape), b.reserve(shape);
+    constexpr int64_t DOWN = 96 / ROWS, ACROSS = 256 / COLUMNS;  // panels of a task
+    const int64_t across = (b.panels() + ACROSS - 1) / ACROSS;
+    const int64_t tasks = (a.panels() + DOWN - 1) / DOWN * across;
 #pragma omp parallel num_threads(p->threads) if (p->threads > 1)
     {
 #pragma omp for schedule(static) nowait
-        for (int64_t i = 0; i < a.panels(); i++) pack_panel(a, shape, i, shape.size);
+        for (int64_t i = 0; i < p->m; i++) pack_left(a, shape, i);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < b.panels(); i++) pack_panel(b, shape, i, 4);
+        for (int64_t i = 0; i < p->n; i++) pack_right(b, shape, i);
         set_tiles(shape);
-        float tile[PANEL * PANEL];
+        float tile[ROWS * COLUMNS];
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; task++) {
-            const int64_t top = task / across * ROWS, left = task % across * COLUMNS;
-            for (int64_t j = left; j < std::min(left + COLUMNS, b.panels()); j++) {
-                for (int64_t i = top; i < std::min(top + ROWS, a.panels()); i++) {
-                    panel_product(shape, a.packed.data() + i * shape.panel(),
-                                  a.packed_scales.data() + i * shape.blocks * PANEL,
-                                  b.packed.data() + j * shape.panel(),
-                                  b.packed_scales.data() + j * shape.blocks * PANEL, tile);
-                    const int64_t rows = std::min(PANEL, p->m - i * PANEL);
-                    const int64_t columns = std::min(PANEL, p->n - j * PANEL);
-                    const int64_t at = i * PANEL * p->n + j * PANEL;
+            const int64_t top = task / across * DOWN, left = task % across * ACROSS;
+            for (int64_t j = left; j < std::min(left + ACROSS, b.panels()); j++) {
+                for (int64_t i = top; i < std::min(top + DOWN, a.panels()); i++) {
+                    panel_product(shape, a.panel(i, shape), b.panel(j, shape), tile);
+                    const int64_t rows = std::min(ROWS, p->m - i * ROWS);
+                    const int64_t columns = std::min(COLUMNS, p->n - j * COLUMNS);
+                    const int64_t at = i * ROWS * p->n + j * COLUMNS;
                     if (p->bf16)
                         write(tile, rows, columns, static_cast<Bf16*>(p->out) + at, p->n);
                     else

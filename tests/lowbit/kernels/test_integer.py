@@ -1,5 +1,9 @@
 """The integer product against float64 on the dequantized operands, and against emulation."""
 
+import ctypes
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +11,7 @@ import lowbit
 from lowbit import kernels
 from lowbit.backend import Emulate
 from lowbit.integer import Integer
+from lowbit.kernels import build, cpu
 
 pytestmark = pytest.mark.skipif(not kernels.enabled(), reason="no C++ compiler")
 SHAPES = [(17, 9, 32), (33, 50, 256), (64, 17, 512), (48, 40, 8192), (20, 16, 77)]
@@ -42,6 +47,27 @@ def test_is_the_same_for_any_number_of_threads() -> None:
         results.append(backend.matmul(left, right.T, None, torch.float32))
     torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.slow
+def test_is_the_same_on_any_instruction_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "portable.so"
+    flags = [flag for flag in build._FLAGS if flag != "-march=native"]
+    source = Path(build.__file__).with_name("matmul.cpp")
+    subprocess.run(["c++", *flags, source, "-o", path], check=True)
+    backend, portable = Integer(), ctypes.CDLL(str(path))
+    for shape in SHAPES[:4]:
+        for name in ("mxint8", "mxint4", "nvint8"):
+            left, right = (
+                backend.operand(x, lowbit.block_format(name), 1, None)
+                for x in _operands(name, *shape)
+            )
+            ours = backend.matmul(left, right.T, None, torch.float32)
+            with monkeypatch.context() as patch:
+                patch.setattr(cpu, "library", lambda: portable)
+                assert torch.equal(backend.matmul(left, right.T, None, torch.float32), ours)
 
 
 def test_a_block_that_is_not_finite_spoils_its_row_alone() -> None:
