@@ -67,10 +67,10 @@ inline uint16_t magnitude(Bf16 v) { return v.bits & 0x7FFFu; }
 inline uint32_t widen(uint32_t m) { return m; }
 inline uint32_t widen(uint16_t m) { return uint32_t(m) << 16; }
 
-inline uint32_t bf16_bits(float v) {  // to nearest even
+// To nearest even; a NaN stays one, since none here has low bits that could carry out of it.
+inline uint32_t bf16_bits(float v) {
     uint32_t bits = as_bits(v);
-    uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    return v != v ? 0x7FC0u : rounded;
+    return (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
 }
 
 template <bool EXACT>

@@ -127,11 +127,10 @@ struct Kernel {
     }
 
     template <class Value>
-    static void emit(float code, float scale, float above, float limit, Value* out) {
-        if (E8M0_SCALE) return store<true>(out, code * scale);  // the code's bounds saturate it
-        store<false>(out, at_least(at_most(code * scale * above, limit), -limit));
+    static void emit(float code, float scale, float above, Value* out) {
+        store<E8M0_SCALE>(out, E8M0_SCALE ? code * scale : code * scale * above);
     }
-    static void emit(float code, float, float, float, int8_t* out) {
+    static void emit(float code, float, float, int8_t* out) {
         *out = int8_t(code != code ? 0.0f : code);
     }
 
@@ -144,8 +143,7 @@ struct Kernel {
             const int64_t n = N ? N : std::min(size, columns - c);
             for (int64_t i = 0; i < n; i++) {
                 float noise = ROUNDING == STOCHASTIC ? uniform(state, column + uint32_t(c + i)) : 0;
-                emit(code(x[c + i], factor, format, low, high, noise), scale, above, format.limit,
-                     out + c + i);
+                emit(code(x[c + i], factor, format, low, high, noise), scale, above, out + c + i);
             }
         }
     }
@@ -158,8 +156,7 @@ struct Kernel {
             float noise = ROUNDING == STOCHASTIC ? uniform(state, column + uint32_t(c)) : 0;
             const float least = E8M0_SCALE ? low[c] : format.min;
             const float most = E8M0_SCALE ? high[c] : format.max;
-            emit(code(x[c], factor[c], format, least, most, noise), scale[c], above, format.limit,
-                 out + c);
+            emit(code(x[c], factor[c], format, least, most, noise), scale[c], above, out + c);
         }
     }
 };
@@ -192,19 +189,28 @@ void scales_of(const Format& f, const Job& job, int64_t blocks, Scratch& s) {
 }
 
 // From one entry a block to one a column; wide scales have the element's own bounds everywhere.
-template <int N>
 void spread(int64_t columns, int64_t size, bool bounds, Scratch& s) {
     const int64_t blocks = (columns + size - 1) / size;
     for (auto* values : {&s.factor, &s.scale, &s.low, &s.high}) {
         if (!bounds && values == &s.low) break;
-        for (int64_t b = blocks - 1; b >= 0; b--) {
-            const float value = (*values)[b];
-            float* to = values->data() + b * size;
-            const int64_t n = N ? N : std::min(size, columns - b * size);
-            for (int64_t i = 0; i < n; i++) to[i] = value;
-        }
+        for (int64_t b = blocks - 1; b >= 0; b--)
+            std::fill_n(values->data() + b * size, std::min(size, columns - b * size), (*values)[b]);
     }
 }
+
+// Whether a code times one of the scales may lie beyond the limit; E8M0's bounds of codes saturate.
+bool may_exceed(const Format& f, float above, int64_t blocks, const Scratch& s) {
+    float most = 0;
+    for (int64_t b = 0; b < blocks; b++) most = s.scale[b] > most ? s.scale[b] : most;
+    return f.scale != E8M0 && most * above * f.max > f.limit * 0.99f;
+}
+
+template <class Value>
+void saturate(Value* values, int64_t n, float limit) {
+    for (int64_t i = 0; i < n; i++)
+        store<true>(values + i, at_least(at_most(load(values[i]), limit), -limit));
+}
+void saturate(int8_t*, int64_t, float) {}  // codes
 
 using StripFunction = void (*)(const Format&, const Job&, const Place&, Scratch&);
 
@@ -224,11 +230,8 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     }
     const float applied = job.apply_tensor_scale ? *job.tensor_scale : 1.0f;
     const bool two_d = t.rows > 1 && size > 1, tiled = job.transposed || !job.out;
-    const bool sixteen = size == 16 && t.columns % 16 == 0;
-    if (sixteen)
-        spread<16>(t.columns, size, E8M0_SCALE, s);
-    else if (two_d)
-        spread<0>(t.columns, size, E8M0_SCALE, s);
+    const bool exceeds = may_exceed(f, applied, t.blocks, s);
+    if (two_d) spread(t.columns, size, E8M0_SCALE, s);
     for (int64_t r = 0; r < t.rows; r++) {
         const In* from = x + r * job.columns;
         Out* to = tiled ? reinterpret_cast<Out*>(s.tile.data()) + r * t.columns
@@ -237,12 +240,15 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
         if (ROUNDING == STOCHASTIC)
             state = row_state(job.key,
                               uint64_t(job.first_row + (t.first + r * job.columns) / job.segment));
-        if (size == 1 || two_d || sixteen)
+        if (size == 1 || two_d)
             K::columns(from, to, t.columns, f, applied, state, column, s);
         else if (size == 32 && t.columns % 32 == 0)
             K::template row_blocks<32>(from, to, t.columns, 32, f, applied, state, column, s);
+        else if (size == 16 && t.columns % 16 == 0)
+            K::template row_blocks<16>(from, to, t.columns, 16, f, applied, state, column, s);
         else
             K::template row_blocks<0>(from, to, t.columns, size, f, applied, state, column, s);
+        if (exceeds) saturate(to, t.columns, f.limit);
     }
     if (job.transposed && job.out)
         transpose(reinterpret_cast<const Out*>(s.tile.data()), t.rows, t.columns,

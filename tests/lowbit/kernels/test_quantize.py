@@ -105,6 +105,16 @@ def test_equals_the_definition_on_three_million_bit_patterns(name: str) -> None:
         _assert_equal(x.bfloat16() if dim else x, lowbit.block_format(name), dim)
 
 
+@pytest.mark.parametrize("name", ["nvint8", "nvint4", "nvfp4"])
+def test_equals_the_definition_at_the_end_of_the_dtype(name: str) -> None:
+    largest = torch.finfo(torch.float32).max
+    for step in range(64):  # some tensor scales are rounded up: the product lies beyond
+        x = torch.full((2, 32), largest * (1 - step * 2.0**-24))
+        x[1] *= 0.97
+        _assert_equal(x, lowbit.block_format(name), 1)
+        _assert_equal(x.bfloat16(), lowbit.block_format(name), 0)
+
+
 @given(
     st.sampled_from(FORMATS),
     st.lists(st.integers(1, 70), min_size=1, max_size=3),
