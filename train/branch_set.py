@@ -29,7 +29,9 @@ class BranchSet:
         return any((u["checkpoint"], u["branch"]) == (checkpoint, branch) for u in self.units)
 
     def with_unit(self, unit: dict[str, Any]) -> "BranchSet":
-        return replace(self, units=[*self.units, unit])
+        """In order, whichever is done first."""
+        units = sorted([*self.units, unit], key=lambda u: (u["branch"], u["checkpoint"]))
+        return replace(self, units=units)
 
     def write(self, folder: Path) -> None:
         """Whole, or as it was."""

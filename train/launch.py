@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import MutableMapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +18,7 @@ from train.plan import PlannedRun
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # what `lowbit fit` answers
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # found before any fork
 POLL_SECONDS = 0.1
 
 
@@ -30,7 +33,6 @@ class Launcher:
     def __init__(self, configs: tuple[Path, ...], jobs: int) -> None:
         self._configs, self._jobs = configs, jobs
         self._running: dict[PlannedRun, subprocess.Popen[bytes]] = {}
-        self._end_with_parent = _end_with_parent()
         self.stopped = 0  #: the signal that ended the sweep
 
     def run(self, runs: list[PlannedRun]) -> dict[Path, str]:
@@ -68,13 +70,11 @@ class Launcher:
             output = log.open("ab")
             print(f"{planned.folder}: output in {log}", flush=True)
         environment = dict(os.environ)
-        if self._jobs > 1:  # as many threads in all as there are cores
-            share = max(1, (os.cpu_count() or 1) // self._jobs)
-            environment.setdefault("OMP_NUM_THREADS", str(share))
+        share_cores(environment, self._jobs)
         self._running[planned] = subprocess.Popen(
             fit_command(planned, self._configs),
             start_new_session=True,  # the terminal's Ctrl-C comes to the sweep alone, and once
-            preexec_fn=self._end_with_parent,
+            preexec_fn=partial(end_with, os.getpid()),
             stdout=output, stderr=subprocess.STDOUT if output else None, env=environment,
         )  # fmt: skip
         if output:
@@ -86,15 +86,17 @@ class Launcher:
             process.send_signal(signum)
 
 
-def _end_with_parent() -> Any:
-    """For the child, between fork and exec: SIGTERM (save and end) when the sweep is gone."""
-    if sys.platform != "linux":
-        return None
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+def share_cores(environment: MutableMapping[str, str], jobs: int) -> None:
+    """As many threads in all as there are cores, unless the user has said how many."""
+    if jobs > 1:
+        share = max(1, (os.cpu_count() or 1) // jobs)
+        environment.setdefault("OMP_NUM_THREADS", str(share))
 
-    def prepare() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it was gone before that call
-            os._exit(1)
 
-    return prepare
+def end_with(parent: int) -> None:
+    """In a child of `parent`: SIGTERM (save and end) when that is gone; Linux alone does it."""
+    if _prctl is None:
+        return
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it was gone before that call
+        os._exit(1)

@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what has not ended, then evaluate the cast gaps."""
+    if args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: at least 1")
     if args.branch_from:
         from train.branches import run_branches
 
@@ -61,8 +63,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--horizon and --branches belong to --branch-from CHECKPOINT")
     request = read_request(args)
     plan = request.runs()
-    if args.jobs < 1:
-        raise ValueError(f"--jobs {args.jobs}: at least 1")
     if args.status:
         print(status_table(plan, args.jobs))
         return 0

@@ -10,7 +10,7 @@ import torch
 
 from train.branch_run import Continuation, build_module
 from train.branch_set import read_branches
-from train.branches import Arms, BranchPoint
+from train.branch_units import Arms, BranchPoint
 from train.checkpoint import load_state
 from train.cli import main
 from train.estimate import estimate
@@ -78,8 +78,9 @@ def test_arms_without_a_difference_have_no_gap(run: Path, recipes: Path, tmp_pat
 def test_a_rerun_goes_on_to_the_same_branches(run: Path, recipes: Path, tmp_path: Path) -> None:
     arms = (recipes / "bf16.yaml", recipes / "mxint8.yaml")
     for out, counts in (("twice", (1, 3)), ("once", (3,))):
-        for count in counts:
-            branch(run, tmp_path / out, *arms, branches=count)
+        for jobs, count in enumerate(counts, 1):  # the rest in two processes
+            more = ("--jobs", str(jobs))
+            assert branch(run, tmp_path / out, *arms, branches=count, more=more) == 0
     twice, once = (read_branches(tmp_path / out) for out in ("twice", "once"))
     assert twice is not None and once is not None and len(once.units) == 3
     assert twice.gaps() == once.gaps()
@@ -97,6 +98,8 @@ def test_what_branches_cannot_do_is_refused(
     branch(run, out, bf16)
     refused(capsys, "holds other branches: baseline was", branch(run, out, recipes / "mxfp8.yaml"))
     refused(capsys, "no -c", branch(run, tmp_path / "x", bf16, more=("-c", str(bf16))))
+    refused(capsys, "not for --branch-from", branch(run, out, bf16, more=("--status",)))
+    refused(capsys, "--jobs 0: at least 1", branch(run, out, bf16, more=("--jobs", "0")))
     refused(capsys, "beyond the run's last step", branch(run, out, bf16, more=("--horizon", "4")))
     assert not (tmp_path / "x").exists()
 
