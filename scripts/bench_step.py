@@ -1,8 +1,9 @@
 """Step time and peak of live tensor bytes of recipes against BF16: `python scripts/bench_step.py`.
 
 Time: a step is forward, backward, clipping and AdamW of `lowbit fit`'s model in BF16 autocast. The
-recipes take turns; the ratio printed is the median over rounds of a step over that round's
-BF16 step. LOWBIT_KERNELS=off times the plain PyTorch definition.
+recipes, of which one may name its backend (mxint8:integer), take turns; the ratio printed is the
+median over rounds of a step over that round's BF16 step. LOWBIT_KERNELS=off times the plain PyTorch
+definition.
 
 Memory: tensor bytes alive at the worst moment of a step, counted by a dispatch mode as operators
 return and storages die; weights, gradients and optimizer state included, an operator's own scratch
@@ -23,7 +24,8 @@ import yaml
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lowbit import Randomness, convert_linears
+from lowbit import Emulate, Randomness, convert_linears, kernels
+from lowbit.integer import Integer
 from lowbit.kernels.memory import keep_freed_memory
 from train.configuration import read_policy
 from train.live_bytes import LiveBytes
@@ -50,8 +52,12 @@ class Trainee:
         shape, batch, length = _shape(model)
         torch.manual_seed(0)
         self.model = LlamaForCausalLM(LlamaConfig(**shape, use_cache=False))
-        policy = read_policy(_yaml("recipe", recipe)["model"]["policy"])
-        convert_linears(self.model, policy, randomness=Randomness(0))
+        name, _, backend = recipe.partition(":")
+        policy = read_policy(_yaml("recipe", name)["model"]["policy"])
+        convert_linears(
+            self.model, policy, randomness=Randomness(0),
+            backend={"": Emulate, "integer": Integer}[backend](),
+        )  # fmt: skip
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         ids = torch.randint(0, shape["vocab_size"], (batch, length + 1))
         self.batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
@@ -145,7 +151,8 @@ def main() -> None:
         default="22m",
         help="22m, or a file in configs/model/, as 145m:1 with one sequence",
     )
-    parser.add_argument("--recipes", nargs="+", default=["mxint8"])
+    default = ["mxint8", *(["mxint8:integer"] if kernels.enabled() else [])]
+    parser.add_argument("--recipes", nargs="+", default=default)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: of all threads, for a busy machine"

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # What docs/results.md reports, one resumable command: what is done is skipped, what was stopped goes on.
 # usage: scripts/results.sh [STAGE...]         times on two cores
-#   runs            3 recipes x 3 seeds, cast gaps             35 min
-#   branches        H = 20 from 25, 50, 75 % of a BF16 run     30 min, 7 of them for that run
-#   controls        BF16 perturbed, and with noise, 3 seeds    25 min
-#   drift           learning rate x 1.02, H = 20               25 min
-#   long-branches   H = 80                                     30 min
+#   runs            3 recipes x 3 seeds, cast gaps             25 min
+#   branches        H = 20 from 25, 50, 75 % of a BF16 run     20 min, 8 of them for that run
+#   controls        BF16 perturbed, and with noise, 3 seeds    15 min
+#   drift           learning rate x 1.02, H = 20               15 min
+#   long-branches   H = 80                                     20 min
 #   tables          what the others have left                  at the end of every call
+# JOBS, here 2, run at a time, with one thread each on two cores.
 # TINY=1 shrinks everything to seconds, to try the script.
 . "$(dirname "$0")/environment.sh" ""  # not the arguments of this script
 
@@ -19,23 +20,23 @@ if [ -n "${TINY:-}" ]; then
     short=1 long=4 steps=(4 8 12)
 fi
 points=() && for step in "${steps[@]}"; do points+=("$base/bf16-s0/checkpoints/step-$(printf %08d "$step")"); done
-recipe=configs/recipe control=configs/control
+recipe=configs/recipe control=configs/control jobs=${JOBS:-2}
 
 runs() {
-    lowbit sweep --spec configs/sweep/results.yaml --out $out -- "${tiny[@]}"
+    lowbit sweep --spec configs/sweep/results.yaml --out $out --jobs $jobs -- "${tiny[@]}"
 }
 base() {
     lowbit sweep --spec configs/sweep/results_base.yaml --out $base -- "${tiny[@]}"
 }
 branch() {  # NAME HORIZON BRANCHES ARGUMENTS...
-    lowbit sweep --out "$out/$1" --branch-from "${points[@]}" --horizon "$2" --branches "$3" "${@:4}"
+    lowbit sweep --out "$out/$1" --branch-from "${points[@]}" --horizon "$2" --branches "$3" --jobs $jobs "${@:4}"
 }
 branches() {
     base
     branch branches-h$short $short $rounds --target-se 0.0002 --recipes $recipe/{bf16,mxint8,mxfp8}.yaml
 }
 controls() {
-    lowbit sweep --spec configs/sweep/results.yaml --out $out \
+    lowbit sweep --spec configs/sweep/results.yaml --out $out --jobs $jobs \
         --recipes $recipe/bf16.yaml $control/bf16_{perturbed,noise_mxint8}.yaml -- "${tiny[@]}"
 }
 drift() {

@@ -61,6 +61,9 @@ def _guarded(verb: Callable[[], int]) -> int:
         return verb()
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        print("lowbit: stopped", file=sys.stderr)
+        return 130
     except argparse.ArgumentError as error:
         print(f"lowbit: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
