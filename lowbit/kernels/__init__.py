@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def using(mode: str) -> Iterator[None]:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
 def enabled(device: str = "cpu") -> bool:
     """Whether the kernels of this type of device are wanted and can run; loads them at first."""
-    mode = _mode or _checked(os.environ.get("LOWBIT_KERNELS", "auto"))
+    mode = _mode or _chosen()
     if mode == "off" or device not in ("cpu", "cuda"):
         return False
     if device not in _available or (mode == "require" and not _available[device]):
@@ -55,6 +56,12 @@ def enabled(device: str = "cpu") -> bool:
             _available[device] = False
             logging.getLogger("lowbit").warning("kernels off, PyTorch instead: %s", error)
     return _available[device]
+
+
+@lru_cache
+def _chosen() -> str:
+    """By the environment, which is looked at once."""
+    return _checked(os.environ.get("LOWBIT_KERNELS", "auto"))
 
 
 def _load(device: str) -> None:

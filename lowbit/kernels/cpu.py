@@ -33,23 +33,19 @@ def threads_for(x: Tensor) -> int:
 
 def job_over(x: Tensor, seen: Layout) -> Job:
     """Read `x` as `seen`."""
-    job = Job(x.data_ptr())
-    job.outer, job.rows, job.columns = seen.outer, seen.rows, seen.columns
-    job.block_rows, job.block_columns = seen.block_rows, seen.block_columns
-    job.segment = seen.columns
-    return job
+    return Job(x.data_ptr(), None, None, *seen, seen.columns)
 
 
 def job_of(
     x: Tensor,
     out: Tensor,
-    axes: tuple[list[int], int],
+    axes: tuple[tuple[int, ...], int],
     format: list[float],
     scale: tuple[Tensor | None, bool],
     noise: tuple[Tensor | None, Tensor | None],
 ) -> Job:
     """`axes` are the sizes in the order in which they lie, and the blocked one of them."""
-    job = job_over(x, layout(*axes, [int(size) for size in format[10:]]))
+    job = job_over(x, layout(*axes, tuple(map(int, format[10:]))))
     job.out = out.data_ptr()
     if scale[0] is not None:
         job.tensor_scale, job.apply_tensor_scale = scale[0].data_ptr(), scale[1]
@@ -73,7 +69,7 @@ def quantize(
     """Operator `lowbit::quantize`."""
     x, order = without_gaps(x, by_position=state is not None or len(format) > 11)
     out = torch.empty_like(x, dtype=dtype)
-    axes = [x.shape[axis] for axis in order], order.index(dim)
+    axes = tuple(x.shape[axis] for axis in order), order.index(dim)
     job = job_of(x, out, axes, format, (tensor_scale, apply), (state, first_row))
     library().lowbit_quantize(
         ctypes.byref(c_format(tuple(format), limit)),
@@ -98,8 +94,7 @@ def quantize_both(
     arguments: list[Any] = []
     for i, (out, format) in enumerate(zip(outs, described, strict=True)):
         pair = noise[2 * i], noise[2 * i + 1]
-        axes = [rows, columns], 1 - i
-        job = job_of(x, out, axes, format, (tensor_scales[i], False), pair)
+        job = job_of(x, out, (x.shape, 1 - i), format, (tensor_scales[i], False), pair)
         job.transposed = i
         arguments += [ctypes.byref(c_format(tuple(format), limits[i])), ctypes.byref(job)]
     types = (TYPES[dtype] for dtype in (x.dtype, *dtypes))
@@ -118,7 +113,7 @@ def codes(
     """Operator `lowbit::codes`: INT8 codes and FP32 scales, the blocked axis last."""
     x = x.contiguous()
     codes, scales = empty_codes(x, format, dim)
-    job = job_of(x, codes, ([*x.shape], dim), format, (tensor_scale, False), (state, first_row))
+    job = job_of(x, codes, (x.shape, dim), format, (tensor_scale, False), (state, first_row))
     job.transposed = 1 - dim
     job.scales = scales.data_ptr()
     library().lowbit_quantize(

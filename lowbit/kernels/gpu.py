@@ -25,13 +25,13 @@ def quantize(
     first_row: Tensor | None,
 ) -> Tensor:
     """Operator `lowbit::quantize`."""
-    block = [int(size) for size in format[10:]]
+    block = tuple(map(int, format[10:]))
     x, order = without_gaps(x, state is not None or len(block) == 2)
     out = torch.empty_like(x, dtype=dtype)
     dim = order.index(dim)
-    seen = layout([x.shape[axis] for axis in order], dim, block)
+    seen = layout(tuple(x.shape[axis] for axis in order), dim, block)
     if len(block) == 1:
-        block = [1, *block] if dim == x.dim() - 1 else [*block, 1]
+        block = (1, *block) if dim == x.dim() - 1 else (*block, 1)
     rows, columns = block
     tile = _tile_of(rows, columns)
     grid = (seen.outer * _tiles(seen.rows, tile[0]) * _tiles(seen.columns, tile[1]),)

@@ -1,13 +1,13 @@
 """How a tensor is read: as it lies in memory, seen as a batch of matrices in 2-D blocks."""
 
 import math
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """[outer, rows, columns] in blocks of block_rows x block_columns."""
 
     outer: int
@@ -17,7 +17,8 @@ class Layout:
     block_columns: int
 
 
-def layout(shape: list[int], dim: int, block: list[int]) -> Layout:
+@lru_cache(maxsize=4096)
+def layout(shape: tuple[int, ...], dim: int, block: tuple[int, ...]) -> Layout:
     """Of a tensor of `shape` without gaps, in blocks along `dim`; a 2-D block: the last two."""
     if len(block) == 2:
         rows, columns = shape[-2:]

@@ -23,10 +23,10 @@ def quantization_sums(x: Tensor, dim: int, wanted: Sequence[Request]) -> list[Su
     size = wanted[0].format.block_size
     by_position = isinstance(size, tuple) or any(request.key is not None for request in wanted)
     x, order = without_gaps(x, by_position)
-    axes = [x.shape[axis] for axis in order], order.index(dim)
+    axes = tuple(x.shape[axis] for axis in order), order.index(dim)
     last = not by_position and order[-1] == dim
     if last and isinstance(size, int) and size != -1 and x.shape[dim] % size == 0:
-        axes = [x.numel()], 0  # rows of whole blocks are one long row
+        axes = (x.numel(),), 0  # rows of whole blocks are one long row
     jobs = (Job * len(wanted))()
     formats = (Format * len(wanted))()
     scales = [request.tensor_scale(x) for request in wanted]  # kept until the kernel has read them
@@ -49,7 +49,7 @@ def crest_factors(x: Tensor, block_size: int, dim: int) -> Tensor:
     x, dim = x.detach().contiguous(), dim % x.dim()
     length = x.shape[dim]
     size = length if block_size == -1 else block_size
-    job = job_over(x, layout(list(x.shape), dim, [size]))
+    job = job_over(x, layout(x.shape, dim, (size,)))
     if job.block_rows == 1 and dim == x.dim() - 1:
         job.block_columns = size  # zeros fill a short block
     else:

@@ -1,13 +1,17 @@
 """What is asked of the quantizing operators: plain numbers, which a compiled graph can hold."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lowbit.formats import E4M3, BlockFormat, FloatFormat, Rounding, ScaleFormat, ScaleRule
+from lowbit.kernels import cpu
 from lowbit.kernels import operators as operators  # registers them
 from lowbit.noise import Key
 
@@ -43,6 +47,12 @@ def describe(format: BlockFormat) -> list[float]:
 _described = lru_cache(maxsize=1024)(describe)
 
 
+def _operator(name: str, x: Tensor) -> Callable[..., Any]:
+    """The function itself where nobody looks on: the dispatcher takes as long as a small job."""
+    watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    return getattr(torch.ops.lowbit if watched or x.device.type != "cpu" else cpu, name)  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Request:
     """What to make of a tensor: values of `format`, held in `dtype`."""
@@ -64,7 +74,7 @@ class Request:
     def tensor_scale(self, x: Tensor) -> Tensor | None:
         if self.format.scale is not ScaleFormat.E4M3:
             return None
-        scale: Tensor = torch.ops.lowbit.tensor_scale(x, E4M3.max * self.format.element.max)
+        scale: Tensor = _operator("tensor_scale", x)(x, E4M3.max * self.format.element.max)
         return scale
 
     @property
@@ -81,7 +91,7 @@ def quantize(
         return values.reshape(()), above
     x = x.detach()
     above = wanted.tensor_scale(x)
-    values = torch.ops.lowbit.quantize(
+    values = _operator("quantize", x)(
         *(x, wanted.description, dim % x.dim(), wanted.dtype, wanted.limit, above, apply),
         *wanted.noise,
     )
@@ -95,7 +105,7 @@ def quantize_both(
     x = x.detach()
     both = across, down
     scales = [wanted.tensor_scale(x) for wanted in both]
-    first, second = torch.ops.lowbit.quantize_both(
+    first, second = _operator("quantize_both", x)(
         *(x, across.description + down.description, [wanted.dtype for wanted in both]),
         *([wanted.limit for wanted in both], scales, [*across.noise, *down.noise]),
     )
@@ -109,4 +119,4 @@ def codes(
     x = x.detach()
     wanted = Request(format, key, torch.int8)
     above = wanted.tensor_scale(x)
-    return *torch.ops.lowbit.codes(x, wanted.description, dim, above, *wanted.noise), above
+    return *_operator("codes", x)(x, wanted.description, dim, above, *wanted.noise), above
