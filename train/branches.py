@@ -40,7 +40,7 @@ def run_branches(args: argparse.Namespace) -> int:
             for unit in workers.results(wanted):
                 branches = branches.with_unit(unit)
                 branches.write(request.out)
-                print(f"{len(branches.units)} of {args.branches} {what}", flush=True)
+                print(f"{len(branches.units)} of {args.branches * len(points)} {what}", flush=True)
             if args.target_se is not None and report_target(branches.gaps(), args.target_se, what):
                 break
     print("\n".join(branches.lines()))

@@ -1,4 +1,4 @@
-"""compare.png and compare.svg: the curves, and below them the gaps to the baseline."""
+"""compare.png and compare.svg: the curves, the gaps to the baseline, and what branches say."""
 
 import textwrap
 from pathlib import Path
@@ -17,8 +17,12 @@ GAP_FROM = 0.25  # share of the tokens after which the gap panel must show every
 
 def plot(document: dict[str, Any], out: Path) -> None:
     """Draw what compare.json holds, nothing else."""
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    branches = [(found, row) for found in document["branches"] for row in found["rows"]]
+    inches = 0.9 + 0.32 * len(branches) if branches else 0.0
+    figure = Figure(figsize=(8, 7 + inches), layout="constrained")
+    ratios = (4.2, 2.8, inches)[: 3 if branches else 2]
+    top, bottom, *rest = figure.subplots(len(ratios), 1, height_ratios=ratios)
+    bottom.sharex(top)
     last = max((row["tokens"] for row in document["runs"]), default=0) or 1
     unit, name = (1e9, "billion") if last >= 2e9 else (1e6, "million")
     bottom.axhline(0, color="black", linewidth=1)
@@ -36,6 +40,7 @@ def plot(document: dict[str, Any], out: Path) -> None:
         bottom.plot(at, band["mean"], linewidth=2.2, **styles[band["label"]])
     _fit(bottom, document, last)
     top.set_xlim(0, 1.02 * last / unit)
+    top.tick_params(labelbottom=False)
     top.set_ylabel("loss (nats per token)", fontsize=12)
     bottom.set_ylabel(f"gap to {document['baseline']}\n(nats per token)", fontsize=12)
     bottom.set_xlabel(f"training tokens ({name})", fontsize=12)
@@ -43,13 +48,33 @@ def plot(document: dict[str, Any], out: Path) -> None:
         top.plot([], [], linewidth=1.6, label=_legend(label, document["runs"]), **style)
     top.legend(fontsize=11, frameon=False, loc="upper right")
     top.set_title(_caption(document), fontsize=10, loc="left")
-    for axes in (top, bottom):
+    for axes in rest:
+        _draw_branches(axes, branches, document["baseline"], styles)
+    for axes in (top, bottom, *rest):
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.tick_params(labelsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / "compare.png", dpi=150)
     with matplotlib.rc_context({"svg.hashsalt": "lowbit"}):  # the same input, the same file
         figure.savefig(out / "compare.svg", metadata={"Date": None})
+
+
+def _draw_branches(
+    axes: Axes, branches: list[Any], baseline: str, styles: dict[str, dict[str, Any]]
+) -> None:
+    """Mean gap and 95 % interval of each arm, from top to bottom."""
+    axes.axvline(0, color="black", linewidth=1)
+    for place, (_, row) in enumerate(branches):
+        style = styles.get(row["label"], {"color": CONTROL, "marker": "o"}) | {"markersize": 7}
+        error = 0 if row["low"] is None else row["high"] - row["mean"]
+        axes.errorbar(row["mean"], -place, xerr=error, capsize=4, linewidth=1.6, **style)
+    places = [-place for place in range(len(branches))]
+    axes.set_yticks(places, [f"{row['label']}, H = {found['horizon']}" for found, row in branches])
+    axes.set_ylim(0.6 - len(branches), 0.6)
+    axes.ticklabel_format(axis="x", style="plain")
+    axes.locator_params(axis="x", nbins=5)
+    what = f"branches of H steps: mean gap to {baseline}, 95 % interval (nats per token)"
+    axes.set_xlabel(what, fontsize=12)
 
 
 def _styles(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

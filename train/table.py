@@ -92,7 +92,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def branch_lines(document: dict[str, Any]) -> list[str]:
     rows = [_branch_cells(row) for row in document["rows"]]
     what = f"Branches {document['path']}" if document["path"] != "." else "Branches"
-    scope = f"{what} ({document['seconds']:,.0f} s). {document['scope']}."
+    scope = f"{what} ({document['seconds']:,.0f} s, all units added up). {document['scope']}."
     return [*textwrap.wrap(scope, WIDTH), "", *aligned([BRANCH_COLUMNS, *rows], left=(0, 6))]
 
 
