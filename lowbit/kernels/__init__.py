@@ -19,6 +19,7 @@ from torch import Tensor
 from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat
 from lowbit.kernels import measure
 from lowbit.kernels.build import BuildError
+from lowbit.kernels.cpu import transposing_pays
 from lowbit.kernels.library import library
 from lowbit.kernels.request import Request, quantize, quantize_both
 from lowbit.kernels.request import codes as _codes
@@ -100,8 +101,11 @@ def operands(
 ) -> tuple[Values, Values] | None:
     """`operand` of the matrix `x` along its rows and along its columns, in one read of it.
 
-    The second is for a product with its transpose, and lies as that product reads it fastest.
+    The second is for a product with its transpose, and lies so. None too where two reads of what
+    lies in the cache cost less than transposing saves.
     """
+    if x.device.type == "cpu" and not transposing_pays():
+        return None
     for dim, (format, _) in ((1, across), (0, down)):
         size = format.block_size
         if not isinstance(size, int) or not 1 <= size <= 64 or not _covers(x, format, dim):

@@ -102,6 +102,12 @@ def quantize_both(
     return outs[0], outs[1]
 
 
+@lru_cache
+def transposing_pays() -> bool:
+    """Whether oneDNN's BF16 product takes much longer for a transposed view: with AMX by half."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
 def codes(
     x: Tensor,
     format: list[float],

@@ -144,14 +144,21 @@ def test_reads_any_memory_layout(name: str) -> None:
 @pytest.mark.parametrize("shape", [(64, 96), (70, 33), (1, 32), (33, 1), (256, 1408)])
 @pytest.mark.parametrize("format", FORMATS[::4], ids=str)
 def test_both_axes_in_one_read(
-    format: BlockFormat, shape: tuple[int, int], dtype: torch.dtype
+    format: BlockFormat,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(kernels, "transposing_pays", lambda: True)
     x = _random_bits(*shape, seed=4).to(dtype)
     stochastic = format.rounding is Rounding.STOCHASTIC
     keys = [lowbit.Key.of(i).at(5 * i) if stochastic else None for i in range(2)]
     backend = lowbit.Emulate()
     with kernels.using("require"):
+        found = kernels.operands(x, (format, keys[0]), (format, keys[1]))
         both = backend.operands(x, (format, keys[0]), (format, keys[1]))
+    in_one = isinstance(format.block_size, int) and 1 <= format.block_size <= 64
+    assert (found is not None) == in_one
     with kernels.using("off"):
         for dim, ours, key in zip((1, 0), both, keys, strict=True):
             operand = backend.operand(x, format, dim, key)
