@@ -198,11 +198,11 @@ void spread(int64_t columns, int64_t size, bool bounds, Scratch& s) {
     }
 }
 
-// Whether a code times one of the scales may lie beyond the limit; E8M0's bounds of codes saturate.
-bool may_exceed(const Format& f, float above, int64_t blocks, const Scratch& s) {
-    float most = 0;
-    for (int64_t b = 0; b < blocks; b++) most = s.scale[b] > most ? s.scale[b] : most;
-    return f.scale != E8M0 && most * above * f.max > f.limit * 0.99f;
+// Whether values may lie beyond the limit: rounding doubles one at most. E8M0's bounds of codes saturate.
+bool may_exceed(const Format& f, int64_t blocks, const Scratch& s) {
+    uint32_t most = 0;
+    for (int64_t b = 0; b < blocks; b++) most = max_u(most, s.amax[b]);
+    return f.scale != E8M0 && most > as_bits(f.limit / 2);
 }
 
 template <class Value>
@@ -230,7 +230,7 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     }
     const float applied = job.apply_tensor_scale ? *job.tensor_scale : 1.0f;
     const bool two_d = t.rows > 1 && size > 1, tiled = job.transposed || !job.out;
-    const bool exceeds = may_exceed(f, applied, t.blocks, s);
+    const bool exceeds = may_exceed(f, t.blocks, s);
     if (two_d) spread(t.columns, size, E8M0_SCALE, s);
     for (int64_t r = 0; r < t.rows; r++) {
         const In* from = x + r * job.columns;
