@@ -4,8 +4,9 @@ python scripts/bench_linear.py [--in-features 512] [--out-features 1408] [--toke
                                [--threads 2] [--repeats 51]
 
 All layers are timed in turn, again and again; a ratio is the median over rounds of the round's
-ratio. With torchao installed, its emulated MXFP8 (each of the six operands through to_mx and back,
-BF16 products) is a row of the same table.
+ratio. "mxint8 PyTorch" is our definition without kernels, as emulations elsewhere are. Installed
+peers are rows of the same table: torchao's emulated MXFP8 (each of the six operands through to_mx
+and back, BF16 products) and microxcaling's MXINT8 linear layer (package `mx`).
 """
 
 import argparse
@@ -13,6 +14,8 @@ import platform
 import statistics
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from torch import Tensor, nn
 from lowbit import Emulate, QuantLinear, QuantRecipe, kernels
 from lowbit.integer import Integer
 from lowbit.kernels.memory import keep_freed_memory
+
+WITHOUT_KERNELS = ("mxint8 PyTorch",)
 
 
 class _Torchao(torch.autograd.Function):
@@ -51,6 +56,7 @@ def layers(base: nn.Linear) -> dict[str, Any]:
         recipe = QuantRecipe.uniform(name)
         rows[f"{name} emulate"] = QuantLinear.from_linear(base, recipe, backend=Emulate())
     if kernels.enabled():
+        rows["mxint8 PyTorch"] = rows["mxint8 emulate"]  # see WITHOUT_KERNELS
         recipe = QuantRecipe.uniform("mxint8")
         rows["mxint8 integer"] = QuantLinear.from_linear(base, recipe, backend=Integer())
     try:
@@ -60,14 +66,28 @@ def layers(base: nn.Linear) -> dict[str, Any]:
         rows["torchao mxfp8"] = lambda x: _Torchao.apply(x, base.weight)
     except ImportError:
         print("torchao is not installed: no row of it")
+    try:
+        rows["microxcaling mxint8"] = _microxcaling(base.weight)
+    except ImportError:
+        print("microxcaling (mx) is not installed: no row of it")
     return rows
 
 
-def seconds(layer: Any, x: Tensor, weight: Tensor, grad: Tensor) -> float:
+def _microxcaling(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    import mx
+    from mx.specs import finalize_mx_specs
+
+    formats = {"w_elem_format": "int8", "a_elem_format": "int8"}  # of the backward pass as well
+    specs = finalize_mx_specs({"scale_bits": 8, "block_size": 32, "bfloat": 16} | formats)
+    return lambda x: mx.linear(x, weight, mx_specs=specs)
+
+
+def seconds(name: str, layer: Any, x: Tensor, weight: Tensor, grad: Tensor) -> float:
     x.grad = weight.grad = None
-    start = time.perf_counter()
-    layer(x).backward(grad)
-    return time.perf_counter() - start
+    with kernels.using("off") if name in WITHOUT_KERNELS else nullcontext():
+        start = time.perf_counter()
+        layer(x).backward(grad)
+        return time.perf_counter() - start
 
 
 def main() -> None:
@@ -87,7 +107,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in rows}
     for i in range(-2, a.repeats):
         for name, layer in rows.items():
-            taken = seconds(layer, x, base.weight, grad)
+            taken = seconds(name, layer, x, base.weight, grad)
             if i >= 0:
                 times[name].append(taken)
     print(f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, ", end="")
@@ -95,7 +115,7 @@ def main() -> None:
     print(f"{a.in_features} -> {a.out_features}, {a.tokens} tokens, forward + backward")
     for name, taken in times.items():
         ratio = statistics.median(t / b for t, b in zip(taken, times["bf16"], strict=True))
-        print(f"{name:16} {statistics.median(taken) * 1e3:8.2f} ms {ratio:6.2f}")
+        print(f"{name:20} {statistics.median(taken) * 1e3:8.2f} ms {ratio:6.2f}")
 
 
 if __name__ == "__main__":
