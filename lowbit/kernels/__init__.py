@@ -19,7 +19,7 @@ from torch import Tensor
 from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat
 from lowbit.kernels import measure
 from lowbit.kernels.build import BuildError
-from lowbit.kernels.cpu import transposing_pays
+from lowbit.kernels.cpu import TRANSPOSING_PAYS
 from lowbit.kernels.library import library
 from lowbit.kernels.request import Request, quantize, quantize_both
 from lowbit.kernels.request import codes as _codes
@@ -104,7 +104,7 @@ def operands(
     The second is for a product with its transpose, and lies so. None too where two reads of what
     lies in the cache cost less than transposing saves.
     """
-    if x.device.type == "cpu" and not transposing_pays():
+    if x.device.type == "cpu" and not TRANSPOSING_PAYS:
         return None
     for dim, (format, _) in ((1, across), (0, down)):
         size = format.block_size

@@ -13,6 +13,8 @@ from lowbit.kernels.library import Format, Job, Product, library
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _SERIAL = 1 << 15  # values; waking other threads costs more than quantizing so few
+#: whether oneDNN's BF16 product takes much longer for a transposed view: with AMX by half
+TRANSPOSING_PAYS = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 @lru_cache(maxsize=1024)
@@ -100,12 +102,6 @@ def quantize_both(
     types = (TYPES[dtype] for dtype in (x.dtype, *dtypes))
     library().lowbit_quantize_both(*arguments, *types, threads_for(x))
     return outs[0], outs[1]
-
-
-@lru_cache
-def transposing_pays() -> bool:
-    """Whether oneDNN's BF16 product takes much longer for a transposed view: with AMX by half."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def codes(

@@ -149,7 +149,7 @@ def test_both_axes_in_one_read(
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kernels, "transposing_pays", lambda: True)
+    monkeypatch.setattr(kernels, "TRANSPOSING_PAYS", True)
     x = _random_bits(*shape, seed=4).to(dtype)
     stochastic = format.rounding is Rounding.STOCHASTIC
     keys = [lowbit.Key.of(i).at(5 * i) if stochastic else None for i in range(2)]
