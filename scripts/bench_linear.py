@@ -1,7 +1,7 @@
 """Forward and backward of one linear layer under each recipe against the same layer in BF16.
 
 python scripts/bench_linear.py [--in-features 512] [--out-features 1408] [--tokens 2048]
-                               [--threads 2] [--repeats 51]
+                               [--threads 2] [--repeats 51] [--device cpu]
 
 All layers are timed in turn, again and again; a ratio is the median over rounds of the round's
 ratio. "mxint8 PyTorch" is our definition without kernels, as emulations elsewhere are. Installed
@@ -10,14 +10,13 @@ and back, BF16 products) and microxcaling's MXINT8 linear layer (package `mx`).
 """
 
 import argparse
-import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import timing
 import torch
 from torch import Tensor, nn
 
@@ -55,8 +54,10 @@ def layers(base: nn.Linear) -> dict[str, Any]:
     for name in ("mxint8", "mxfp8", "nvfp4"):
         recipe = QuantRecipe.uniform(name)
         rows[f"{name} emulate"] = QuantLinear.from_linear(base, recipe, backend=Emulate())
-    if kernels.enabled():
+    device = base.weight.device.type
+    if kernels.enabled(device):
         rows["mxint8 PyTorch"] = rows["mxint8 emulate"]  # see WITHOUT_KERNELS
+    if device == "cpu" and kernels.enabled():
         recipe = QuantRecipe.uniform("mxint8")
         rows["mxint8 integer"] = QuantLinear.from_linear(base, recipe, backend=Integer())
     try:
@@ -85,9 +86,7 @@ def _microxcaling(weight: Tensor) -> Callable[[Tensor], Tensor]:
 def seconds(name: str, layer: Any, x: Tensor, weight: Tensor, grad: Tensor) -> float:
     x.grad = weight.grad = None
     with kernels.using("off") if name in WITHOUT_KERNELS else nullcontext():
-        start = time.perf_counter()
-        layer(x).backward(grad)
-        return time.perf_counter() - start
+        return timing.seconds(lambda: layer(x).backward(grad), x.device)
 
 
 def main() -> None:
@@ -97,12 +96,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=51)
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu, or cuda")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     keep_freed_memory()  # as `lowbit fit` does on CPUs
-    base = nn.Linear(a.in_features, a.out_features, bias=False).bfloat16()
-    x = torch.randn(a.tokens, a.in_features).bfloat16().requires_grad_()
-    grad = torch.randn(a.tokens, a.out_features).bfloat16()
+    base = nn.Linear(a.in_features, a.out_features, bias=False).to(a.device, torch.bfloat16)
+    x = torch.randn(a.tokens, a.in_features).to(a.device, torch.bfloat16).requires_grad_()
+    grad = torch.randn(a.tokens, a.out_features).to(a.device, torch.bfloat16)
     rows = layers(base)
     times: dict[str, list[float]] = {name: [] for name in rows}
     for i in range(-2, a.repeats):
@@ -110,8 +110,7 @@ def main() -> None:
             taken = seconds(name, layer, x, base.weight, grad)
             if i >= 0:
                 times[name].append(taken)
-    print(f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, ", end="")
-    print(f"{a.threads} threads, torch {torch.__version__}, kernels {kernels.enabled()}")
+    print(timing.machine(a.device))
     print(f"{a.in_features} -> {a.out_features}, {a.tokens} tokens, forward + backward")
     for name, taken in times.items():
         ratio = statistics.median(t / b for t, b in zip(taken, times["bf16"], strict=True))

@@ -7,23 +7,16 @@ Operands are quantized beforehand. The error is Frobenius-relative, FP32 output 
 """
 
 import argparse
-import platform
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from timing import machine, seconds
 
 from lowbit import block_format, fake_quantize
 from lowbit.integer import Integer
 
+CPU = torch.device("cpu")
 SHAPES = [(2048, 1408, 512), (2048, 512, 1408), (1408, 512, 2048), (512, 512, 8192)]
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def row(m: int, n: int, k: int, repeats: int) -> str:
@@ -35,8 +28,8 @@ def row(m: int, n: int, k: int, repeats: int) -> str:
     ours = [0.0] * repeats
     bf16 = [0.0] * repeats
     for i in range(-2, repeats):
-        theirs = seconds(lambda: a @ b.t())
-        mine = seconds(lambda: backend.matmul(left, right, None, torch.bfloat16))
+        theirs = seconds(lambda: a @ b.t(), CPU)
+        mine = seconds(lambda: backend.matmul(left, right, None, torch.bfloat16), CPU)
         if i >= 0:
             ours[i], bf16[i] = mine, theirs
     exact = fake_quantize(a, format).double() @ fake_quantize(b, format).double().t()
@@ -56,8 +49,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=51)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, ", end="")
-    print(f"{arguments.threads} threads, torch {torch.__version__}")
+    print(machine(CPU))
     print("     m      n      k   bf16 ms   integer  ratio    Gop/s     error")
     for shape in SHAPES:
         print(row(*shape, arguments.repeats), flush=True)

@@ -2,6 +2,7 @@
 
 python scripts/bench_quantize.py [--rows 8192] [--columns 4096] [--repeats 5] [--threads 1]
                                  [--dtype bfloat16] [--kernels off] [--formats mxint8 mxfp8]
+                                 [--device cpu]
 
 Every call is timed next to a `copy_` of the same tensor, alternating; a ratio is the median of the
 pairs' ratios. Peak: tensor bytes alive beside the input at the worst moment, the result included,
@@ -10,79 +11,45 @@ over the input's. With torchao installed, its to_mx + dequantize of MXFP8 is tim
 
 import argparse
 import logging
-import platform
 import statistics
-import subprocess
-import time
 import warnings
-import weakref
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
+from timing import machine, seconds
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lowbit import fake_quantize, kernels
 from lowbit.formats import NAMED, block_format
 from lowbit.kernels.memory import keep_freed_memory
+from train.live_bytes import LiveBytes
 
 Call = Callable[[], object]
 WARM_UP = 8  # calls, until results lie in memory that an earlier one has left
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that operators made and nobody has let go of, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
-        self._live: dict[int, int] = {}
-        self.peak: int = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {
-            leaf.untyped_storage()._cdata for leaf in tree_leaves(args) if isinstance(leaf, Tensor)
-        }
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in before and storage._cdata not in self._live:
-                    self._live[storage._cdata] = storage.nbytes()
-                    weakref.finalize(storage, self._live.pop, storage._cdata, None)
-        self.peak = max(self.peak, sum(self._live.values()))
-        return result
-
-
-def seconds(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def paired(call: Call, baseline: Call, repeats: int) -> tuple[float, float]:
+def paired(call: Call, baseline: Call, repeats: int, device: torch.device) -> tuple[float, float]:
     """(median seconds, median ratio to the baseline's), alternating which goes first."""
     for _ in range(WARM_UP):
         call()
     times, ratios = [], []
     for repeat in range(repeats):
         if repeat % 2:
-            own, other = seconds(call), seconds(baseline)
+            own, other = seconds(call, device), seconds(baseline, device)
         else:
-            other, own = seconds(baseline), seconds(call)
+            other, own = seconds(baseline, device), seconds(call, device)
         times.append(own)
         ratios.append(own / other)
     return statistics.median(times), statistics.median(ratios)
 
 
-def peak_bytes(call: Call) -> int:
-    with LiveBytes() as live:
+def peak_bytes(call: Call, x: Tensor) -> int:
+    """Beside `x`."""
+    with LiveBytes([x]) as live:
         result = call()
     del result
-    return live.peak
+    return live.peak - x.nbytes
 
 
 def torchao_mxfp8(x: Tensor) -> Call | None:
@@ -98,18 +65,6 @@ def torchao_mxfp8(x: Tensor) -> Call | None:
     return lambda: MXTensor.to_mx(x, torch.float8_e4m3fn, 32, rceil).dequantize(x.dtype)
 
 
-def machine() -> str:
-    cpu = platform.processor()
-    if (info := Path("/proc/cpuinfo")).exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":")[1].strip() if names else cpu
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return (
-        f"{cpu}, {torch.get_num_threads()} thread(s), {torch.backends.cpu.get_cpu_capability()}, "
-        f"torch {torch.__version__}, commit {git.stdout.strip() or 'unknown'}"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,18 +75,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--kernels", choices=["off", "require"], default="off")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu, or cuda")
     parser.add_argument("--formats", nargs="+", default=list(NAMED), metavar="NAME")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as `lowbit fit` does on CPUs
-    x = torch.randn(args.rows, args.columns).to(getattr(torch, args.dtype))
+    x = torch.randn(args.rows, args.columns).to(args.device, getattr(torch, args.dtype))
     target = torch.empty_like(x)
 
     def copy() -> Tensor:
         return target.copy_(x)
 
-    print(f"{args.dtype} [{args.rows}, {args.columns}], kernels {args.kernels}; {machine()}")
-    print(f"copy_ {1e3 * paired(copy, copy, args.repeats)[0]:.1f} ms")
+    print(f"{args.dtype} [{args.rows}, {args.columns}], kernels {args.kernels}")
+    print(machine(args.device))
+    print(f"copy_ {1e3 * paired(copy, copy, args.repeats, args.device)[0]:.3g} ms")
     calls: dict[str, Call | None] = {}
     for name in args.formats:
         for dim in (-1, 0):
@@ -142,9 +99,9 @@ def main() -> None:
         for name, call in calls.items():
             if call is None:
                 continue
-            own, ratio = paired(call, copy, args.repeats)
-            peak = peak_bytes(call) / x.nbytes
-            print(f"{name:22}{1e3 * own:8.1f}{ratio:9.1f}{peak:14.1f}", flush=True)
+            own, ratio = paired(call, copy, args.repeats, args.device)
+            peak = peak_bytes(call, x) / x.nbytes
+            print(f"{name:22}{1e3 * own:8.2f}{ratio:9.2f}{peak:14.1f}", flush=True)
 
 
 if __name__ == "__main__":

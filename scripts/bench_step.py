@@ -11,8 +11,6 @@ space is not.
 """
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from typing import Any
 
 import torch
 import yaml
+from timing import machine, seconds
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -48,10 +47,11 @@ MODELS: dict[str, tuple[dict[str, Any], int, int]] = {
 class Trainee:
     """A model under a recipe, ready for steps on one batch."""
 
-    def __init__(self, model: str, recipe: str) -> None:
+    def __init__(self, model: str, recipe: str, device: torch.device) -> None:
         shape, batch, length = _shape(model)
         torch.manual_seed(0)
-        self.model = LlamaForCausalLM(LlamaConfig(**shape, use_cache=False))
+        self.device = device
+        self.model = LlamaForCausalLM(LlamaConfig(**shape, use_cache=False)).to(device)
         name, _, backend = recipe.partition(":")
         policy = read_policy(_yaml("recipe", name)["model"]["policy"])
         convert_linears(
@@ -59,21 +59,19 @@ class Trainee:
             backend={"": Emulate, "integer": Integer}[backend](),
         )  # fmt: skip
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        ids = torch.randint(0, shape["vocab_size"], (batch, length + 1))
+        ids = torch.randint(0, shape["vocab_size"], (batch, length + 1)).to(device)
         self.batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             loss = token_losses(self.model, self.batch).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
     def seconds(self, clock: Callable[[], float]) -> float:
-        began = clock()
-        self.step()
-        return clock() - began
+        return seconds(self.step, self.device, clock)
 
     def peak_bytes(self) -> int:
         self.step()  # the optimizer's state exists from now on
@@ -99,24 +97,11 @@ def _shape(model: str) -> tuple[dict[str, Any], int, int]:
     return config["model"]["llama"], int(sequences or data["global_batch_size"]), data["seq_len"]
 
 
-def machine() -> str:
-    """What the figures hold for."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    load = os.getloadavg()[0]
-    kernels = os.environ.get("LOWBIT_KERNELS", "auto")
-    return (
-        f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"LOWBIT_KERNELS={kernels}, load {load:.1f} at the start"
-    )
-
-
-def bench_time(model: str, recipes: list[str], rounds: int, clock: Callable[[], float]) -> None:
+def bench_time(
+    model: str, recipes: list[str], rounds: int, clock: Callable[[], float], device: torch.device
+) -> None:
     """Print the paired median of each recipe's step time."""
-    trainees = {name: Trainee(model, name) for name in ("bf16", *recipes)}
+    trainees = {name: Trainee(model, name, device) for name in ("bf16", *recipes)}
     for trainee in trainees.values():
         trainee.step()
     times: dict[str, list[float]] = {name: [] for name in trainees}
@@ -129,16 +114,16 @@ def bench_time(model: str, recipes: list[str], rounds: int, clock: Callable[[], 
         ratios = sorted(a / b for a, b in zip(own, base, strict=True))
         quartiles = f"{ratios[len(ratios) // 4]:.2f}-{ratios[3 * len(ratios) // 4]:.2f}"
         print(
-            f"{model}  {name:28} {statistics.median(own):.3f} s/step, "
+            f"{model}  {name:28} {statistics.median(own):.4f} s/step, "
             f"{statistics.median(ratios):.3f} x bf16 (quartiles {quartiles}, {rounds} rounds)"
         )
 
 
-def bench_memory(model: str, recipes: list[str]) -> None:
+def bench_memory(model: str, recipes: list[str], device: torch.device) -> None:
     """Print the peak of live tensor bytes of each recipe's step."""
     base = 0
     for name in ("bf16", *recipes):
-        peak = Trainee(model, name).peak_bytes()
+        peak = Trainee(model, name, device).peak_bytes()
         base = base or peak
         print(f"{model}  {name:28} {peak / 2**20:.1f} MiB at the peak, {peak / base:.4f} x bf16")
 
@@ -151,21 +136,23 @@ def main() -> None:
         default="22m",
         help="22m, or a file in configs/model/, as 145m:1 with one sequence",
     )
-    default = ["mxint8", *(["mxint8:integer"] if kernels.enabled() else [])]
-    parser.add_argument("--recipes", nargs="+", default=default)
+    parser.add_argument("--recipes", nargs="+", help="default: mxint8, on CPUs also mxint8:integer")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: of all threads, for a busy machine"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu, or cuda")
     args = parser.parse_args()
+    integer = args.device.type == "cpu" and kernels.enabled()
+    recipes = args.recipes or ["mxint8", *(["mxint8:integer"] if integer else [])]
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as `lowbit fit` does on CPUs
-    print(machine())
+    print(machine(args.device))
     if args.what == "time":
-        bench_time(args.model, args.recipes, args.rounds, CLOCKS[args.clock])
+        bench_time(args.model, recipes, args.rounds, CLOCKS[args.clock], args.device)
     else:
-        bench_memory(args.model, args.recipes)
+        bench_memory(args.model, recipes, args.device)
 
 
 if __name__ == "__main__":
