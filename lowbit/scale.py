@@ -37,6 +37,11 @@ def inverse(scale: Tensor) -> Tensor:
     return torch.where(scale.isnan(), math.nan, bits.clamp_(min=_LEAST).view(torch.float32))
 
 
+def over(amax: Tensor, number: float) -> Tensor:
+    """amax / number, correctly rounded: by a plain number, CUDA multiplies by its reciprocal."""
+    return amax / amax.new_full((), number)
+
+
 def e8m0_scale(amax: Tensor, format: BlockFormat) -> Tensor:
     """A power of two from 2^-127 to 2^127, FP32; 2^-127 where `amax` is 0, NaN where not finite."""
     bits = amax.view(torch.int32)
@@ -74,7 +79,7 @@ def _bf16_exponent(amax: Tensor, format: BlockFormat) -> Tensor:
     emax = math.frexp(format.element.max)[1] - 1
     match format.scale_rule:
         case ScaleRule.RCEIL:
-            exponent = round_to_bf16(round_to_bf16(amax / format.element.max).log2()).ceil()
+            exponent = round_to_bf16(round_to_bf16(over(amax, format.element.max)).log2()).ceil()
         case ScaleRule.CEIL:
             exponent = round_to_bf16(amax.log2()).ceil() - emax
         case _:
@@ -84,7 +89,7 @@ def _bf16_exponent(amax: Tensor, format: BlockFormat) -> Tensor:
 
 def linear_scale(amax: Tensor, format: BlockFormat) -> Tensor:
     """amax / max rounded to BF16 or FP32; 1 where that is zero, NaN where `amax` is not finite."""
-    scale = _finite_or_nan(amax) / format.element.max
+    scale = over(_finite_or_nan(amax), format.element.max)
     if format.scale is ScaleFormat.BF16:
         scale = round_to_bf16(scale)
     return torch.where(scale == 0, 1.0, scale)
@@ -97,7 +102,7 @@ def tensor_scale(x: Tensor, format: BlockFormat) -> Tensor:
     """
     magnitude = torch.where(x.isfinite(), x.abs(), 0.0)
     amax = magnitude.amax().float() if x.numel() else x.new_zeros(())
-    return (amax / (E4M3.max * format.element.max)).clamp(min=2.0**-117)
+    return over(amax, E4M3.max * format.element.max).clamp(min=2.0**-117)
 
 
 def e4m3_scale(amax: Tensor, format: BlockFormat, tensor_scale: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ def e4m3_scale(amax: Tensor, format: BlockFormat, tensor_scale: Tensor) -> Tenso
     `amax` is not finite.
     """
     least = E4M3.smallest if format.scale_min is None else format.scale_min
-    ratio = _finite_or_nan(amax) / format.element.max / tensor_scale
+    ratio = over(_finite_or_nan(amax), format.element.max) / tensor_scale
     return round_to_element_(ratio.clamp_(least, E4M3.max), E4M3)
 
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit import Emulate, Key, Rounding, block_format, fake_quantize, kernels
+from lowbit import (
+    Emulate,
+    Key,
+    QuantLinear,
+    QuantRecipe,
+    Rounding,
+    block_format,
+    fake_quantize,
+    kernels,
+)
 from lowbit.formats import NAMED
 from lowbit.noise import uniform
 
@@ -67,3 +76,24 @@ def test_the_same_stochastic_rounding(name: str, mode: str) -> None:
     with kernels.using("off"):
         assert_same_bits(found, fake_quantize(x, format, 1, key=key))
     assert torch.equal(uniform((64, 64), key, DEVICE).cpu(), uniform((64, 64), key))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+def test_a_compiled_layer_gives_the_bits_of_eager() -> None:
+    """One graph, whose quantizers are operators."""
+    torch.manual_seed(0)
+    base = torch.nn.Linear(64, 96, bias=False)
+    layer = QuantLinear.from_linear(base, QuantRecipe.uniform("nvfp4")).to(DEVICE)
+    compiled = torch.compile(layer, fullgraph=True)
+    found = []
+    for network in (layer, compiled):
+        torch.manual_seed(1)
+        input = torch.randn(40, 64, device=DEVICE, requires_grad=True)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            network(input).backward(torch.ones(40, 96, device=DEVICE))
+        weight = layer.weight.grad
+        assert input.grad is not None and weight is not None
+        found.append((input.grad, weight.clone()))
+        layer.weight.grad = None
+    for eager, theirs in zip(*found, strict=True):
+        assert torch.equal(eager, theirs)

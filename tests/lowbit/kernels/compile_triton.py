@@ -26,7 +26,7 @@ def calls() -> Iterator[tuple[Any, dict[str, str], dict[str, Any]]]:
     integer, random = (
         gpu.constants(Request(format, None, torch.float32).description) for format in FORMATS
     )
-    tile = {"C": 32, "ROWS": 32, "COLUMNS": 32}
+    tile = {"C": 32, "ROWS": 32, "COLUMNS": 64}
     yield gpu_quantize.finite_amax, {"x": "*i16", "out": "*i32"}, {"SIZE": 4096}
     for pointer, format in (("*i16", integer), ("*i32", random)):
         types = {"x": pointer, "out": pointer, "above": "*fp32", "limit": "fp32"}
@@ -44,7 +44,8 @@ def main() -> None:
             kinds = {name: types.get(name, "i64") for name in kernel.arg_names}
             kinds |= dict.fromkeys(constants, "constexpr")
             source = triton.compiler.ASTSource(kernel, kinds, constants)
-            done = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=gpu.NO_FUSION)
+            options = gpu.launch_options((32, 64))
+            done = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
             assert done.asm["cubin"], kernel
             loose = re.findall(r"fma\.\S+|\S+\.approx\S*|\S+\.ftz\S*|div\.full\S*", done.asm["ptx"])
             assert not loose, (kernel, loose)
