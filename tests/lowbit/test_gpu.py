@@ -80,7 +80,7 @@ def test_the_same_stochastic_rounding(name: str, mode: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own
 def test_a_compiled_layer_gives_the_bits_of_eager() -> None:
-    """One graph, whose quantizers are operators."""
+    """One graph, whose quantizers are operators. In FP32: Inductor drops roundings to BF16."""
     torch.manual_seed(0)
     base = torch.nn.Linear(64, 96, bias=False)
     layer = QuantLinear.from_linear(base, QuantRecipe.uniform("nvfp4")).to(DEVICE)
@@ -89,8 +89,7 @@ def test_a_compiled_layer_gives_the_bits_of_eager() -> None:
     for network in (layer, compiled):
         torch.manual_seed(1)
         input = torch.randn(40, 64, device=DEVICE, requires_grad=True)
-        with torch.autocast(DEVICE, torch.bfloat16):
-            network(input).backward(torch.ones(40, 96, device=DEVICE))
+        network(input).square().sum().backward()
         weight = layer.weight.grad
         assert input.grad is not None and weight is not None
         found.append((input.grad, weight.clone()))
