@@ -8,7 +8,8 @@
 
 namespace {
 
-constexpr int64_t WIDTH = 512, ROW_WIDTH = 1024;  // of a strip; of one that is a single row
+// Of a strip; of one whose values stay in the scratch space; of one that is a single row.
+constexpr int64_t WIDTH = 2048, TILE_WIDTH = 512, ROW_WIDTH = 1024;
 constexpr int64_t SIZE[] = {4, 2, 1};  // of the types, see find
 
 template <class In, class Out, bool FLOAT, int ROUNDING>
@@ -117,7 +118,7 @@ void lowbit_quantize_both(const Format* across_format, const Job* across, const 
     const StripFunction run_across = find(*across_format, in, across_out);
     const StripFunction run_down = find(*down_format, in, down_out);
     const auto look = in ? largest<Bf16> : largest<float>;
-    const Cut cut(*down, std::max(WIDTH / across->block_columns, int64_t(1)) * across->block_columns);
+    const Cut cut(*down, std::max(TILE_WIDTH / across->block_columns, int64_t(1)) * across->block_columns);
     const int64_t places = cut.places(*down);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -158,7 +159,7 @@ uint32_t lowbit_finite_amax(const void* x, int64_t n, int32_t in, int32_t thread
 void lowbit_errors(const Format* formats, const Job* jobs, int32_t count, int32_t in,
                    int32_t threads, Sums* sums) {
     constexpr int64_t together = 16;  // places, whose sums are added up side by side
-    const Cut cut(*jobs, jobs->block_rows == 1 ? ROW_WIDTH : WIDTH / 2);
+    const Cut cut(*jobs, jobs->block_rows == 1 ? ROW_WIDTH : TILE_WIDTH / 2);
     const int64_t places = cut.places(*jobs), parts = (places + together - 1) / together;
     std::vector<StripFunction> run;
     for (int32_t i = 0; i < count; i++) run.push_back(find(formats[i], in, 0));

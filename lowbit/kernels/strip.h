@@ -14,6 +14,7 @@ struct Scratch {
     std::vector<uint32_t> amax;
     std::vector<float> factor, scale;  // what elements are multiplied with or divided by; the scale
     std::vector<float> low, high;  // bounds of codes
+    bool clips = true;  // whether a code may lie beyond them
     std::vector<uint16_t> narrow;
     std::vector<float> tile;  // values before they are transposed
 
@@ -82,48 +83,65 @@ void block_amax(const Value* x, int64_t columns, int64_t size, uint32_t* amax) {
     run_amax<0>(x, columns, size, amax);
 }
 
+// scale.py's e8m0_scale: adding what the mantissa may not reach carries into the exponent.
 void e8m0_scales(const Format& f, int64_t n, Scratch& s) {
+    const int32_t reach = std::min(f.carry, 0x7FFFFF), offset = f.max_exponent - 1;
+    const uint32_t tiny = f.max_exponent == 1 ? (1u << 22) + uint32_t(reach / 2) : 0;
+    const float limit = f.limit, min = f.min, max = f.max;
+    const uint32_t* __restrict amax = s.amax.data();
+    float *__restrict scale = s.scale.data(), *__restrict factor = s.factor.data();
+    float *__restrict low = s.low.data(), *__restrict high = s.high.data();
+    int32_t clips = 0;
+#pragma omp simd reduction(| : clips)
     for (int64_t i = 0; i < n; i++) {
-        uint32_t bits = s.amax[i];
-        bool tiny = bits < 0x00800000u, nan = bits >= 0x7F800000u;
-        uint32_t normal = tiny ? as_bits(as_float(bits) * 0x1p24f) : bits;
-        int32_t e = int32_t(normal >> 23) - 126 - (tiny ? 24 : 0) - f.max_exponent;
-        e += int32_t(normal & 0x7FFFFFu) > f.carry;
-        e = e < -127 ? -127 : e > 127 ? 127 : e;
-        uint32_t scale = e == -127 ? 1u << 22 : uint32_t(e + 127) << 23;
-        uint32_t inverse = e == 127 ? 1u << 22 : uint32_t(127 - e) << 23;
-        s.scale[i] = as_float(nan ? 0x7FC00000u : scale);
-        s.factor[i] = as_float(nan ? 0x7FC00000u : inverse);
-        const float bound = f.limit * s.factor[i];  // exact: values up to limit, codes up to this
-        s.high[i] = bound < f.max ? bound : f.max;
-        s.low[i] = -bound > f.min ? -bound : f.min;
+        int32_t byte = int32_t((amax[i] + uint32_t(0x7FFFFF - reach)) >> 23) - offset;
+        byte = byte < 0 ? 0 : byte > 254 ? 254 : byte;
+        byte = amax[i] > tiny ? byte : 0;
+        const bool nan = amax[i] >= 0x7F800000u;
+        const uint32_t least = 1u << 22;  // 2^-127
+        const uint32_t up = max_u(uint32_t(byte) << 23, least);
+        const uint32_t down = max_u(uint32_t(254 - byte) << 23, least);
+        scale[i] = as_float(nan ? 0x7FC00000u : up);
+        factor[i] = as_float(nan ? 0x7FC00000u : down);
+        const float bound = limit * factor[i];  // exact: values up to limit, codes up to this
+        high[i] = bound < max ? bound : max;
+        low[i] = -bound > min ? -bound : min;
+        clips |= int32_t(bound < max) | int32_t(as_float(amax[i]) * factor[i] > max);
     }
+    s.clips = clips;
 }
 
+template <int SCALE>
 void wide_scales(const Format& f, float above, int64_t n, Scratch& s) {
     const Format e4m3{1, 3, -6, -448, 448, 0, 0, 0, 0, 0, 0};
+    const float min = f.min, max = f.max, least = f.least;
+    const uint32_t* __restrict amax = s.amax.data();
+    float *__restrict out = s.scale.data(), *__restrict factor = s.factor.data();
+    float *__restrict low = s.low.data(), *__restrict high = s.high.data();
+#pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-        float amax = as_float(s.amax[i] >= 0x7F800000u ? 0x7FC00000u : s.amax[i]);
-        float scale = amax / f.max;
-        if (f.scale == E4M3) {
-            float ratio = at_most(at_least(scale / above, f.least), 448.0f);
-            scale = round_element<true, NEAREST>(ratio, e4m3, 0);
+        float scale = as_float(amax[i] >= 0x7F800000u ? 0x7FC00000u : amax[i]) / max;
+        if (SCALE == E4M3) {
+            scale = at_most(at_least(scale / above, least), 448.0f);
+            scale = round_element<true, NEAREST>(scale, e4m3, 0);
         } else {
-            if (f.scale == BF16_SCALE) scale = as_float(bf16_bits(scale) << 16);
+            if (SCALE == BF16_SCALE) scale = as_float(bf16_bits(scale) << 16);
             scale = scale == 0.0f ? 1.0f : scale;
         }
-        s.scale[i] = scale;
-        s.factor[i] = scale * above;
-        s.high[i] = f.max, s.low[i] = f.min;
+        out[i] = scale;
+        factor[i] = scale * above;
+        high[i] = max, low[i] = min;
     }
+    s.clips = true;
 }
 
 // The inner loops for one combination of types and rules.
-template <class In, class Out, bool FLOAT, int ROUNDING, bool E8M0_SCALE>
+template <class In, class Out, bool FLOAT, int ROUNDING, bool E8M0_SCALE, bool CLIPS>
 struct Kernel {
     static float code(In x, float factor, const Format& f, float low, float high, float noise) {
         float y = E8M0_SCALE ? load(x) * factor : load(x) / factor;
-        return at_least(at_most(round_element<FLOAT, ROUNDING>(y, f, noise), high), low);
+        float rounded = round_element<FLOAT, ROUNDING>(y, f, noise);
+        return CLIPS ? at_least(at_most(rounded, high), low) : rounded;
     }
 
     template <class Value>
@@ -141,6 +159,7 @@ struct Kernel {
         for (int64_t c = 0, b = 0; c < columns; c += size, b++) {
             const float factor = s.factor[b], scale = s.scale[b], low = s.low[b], high = s.high[b];
             const int64_t n = N ? N : std::min(size, columns - c);
+#pragma omp simd  // a block, not one value of many blocks
             for (int64_t i = 0; i < n; i++) {
                 float noise = ROUNDING == STOCHASTIC ? uniform(state, column + uint32_t(c + i)) : 0;
                 emit(code(x[c + i], factor, format, low, high, noise), scale, above, out + c + i);
@@ -158,6 +177,20 @@ struct Kernel {
             const float most = E8M0_SCALE ? high[c] : format.max;
             emit(code(x[c], factor[c], format, least, most, noise), scale[c], above, out + c);
         }
+    }
+
+    // `per_column`: the scratch space holds an entry a column, not a block.
+    static void row(const In* from, Out* to, int64_t n, int64_t size, bool per_column,
+                    const Format& f, float above, uint32_t state, uint32_t column,
+                    const Scratch& s) {
+        if (per_column)
+            columns(from, to, n, f, above, state, column, s);
+        else if (size == 32 && n % 32 == 0)
+            row_blocks<32>(from, to, n, 32, f, above, state, column, s);
+        else if (size == 16 && n % 16 == 0)
+            row_blocks<16>(from, to, n, 16, f, above, state, column, s);
+        else
+            row_blocks<0>(from, to, n, size, f, above, state, column, s);
     }
 };
 
@@ -182,10 +215,13 @@ void largest(const Job& job, const Place& p, Scratch& s) {
 }
 
 void scales_of(const Format& f, const Job& job, int64_t blocks, Scratch& s) {
-    if (f.scale == E8M0)
-        e8m0_scales(f, blocks, s);
-    else
-        wide_scales(f, job.tensor_scale ? *job.tensor_scale : 1.0f, blocks, s);
+    const float above = job.tensor_scale ? *job.tensor_scale : 1.0f;
+    switch (f.scale) {
+        case E8M0: return e8m0_scales(f, blocks, s);
+        case E4M3: return wide_scales<E4M3>(f, above, blocks, s);
+        case BF16_SCALE: return wide_scales<BF16_SCALE>(f, above, blocks, s);
+        default: return wide_scales<FP32_SCALE>(f, above, blocks, s);
+    }
 }
 
 // From one entry a block to one a column; wide scales have the element's own bounds everywhere.
@@ -217,7 +253,6 @@ using StripFunction = void (*)(const Format&, const Job&, const Place&, Scratch&
 // The values of a strip whose largest magnitudes are known.
 template <class In, class Out, bool FLOAT, int ROUNDING, bool E8M0_SCALE>
 void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
-    using K = Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE>;
     const int64_t size = job.block_columns;
     const Strip t(job, p);
     const In* x = static_cast<const In*>(job.x) + t.first;
@@ -231,6 +266,8 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     const float applied = job.apply_tensor_scale ? *job.tensor_scale : 1.0f;
     const bool two_d = t.rows > 1 && size > 1, tiled = job.transposed || !job.out;
     const bool exceeds = may_exceed(f, t.blocks, s);
+    const auto emit_row = s.clips ? Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE, true>::row
+                                  : Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE, !E8M0_SCALE>::row;
     if (two_d) spread(t.columns, size, E8M0_SCALE, s);
     for (int64_t r = 0; r < t.rows; r++) {
         const In* from = x + r * job.columns;
@@ -240,14 +277,7 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
         if (ROUNDING == STOCHASTIC)
             state = row_state(job.key,
                               uint64_t(job.first_row + (t.first + r * job.columns) / job.segment));
-        if (size == 1 || two_d)
-            K::columns(from, to, t.columns, f, applied, state, column, s);
-        else if (size == 32 && t.columns % 32 == 0)
-            K::template row_blocks<32>(from, to, t.columns, 32, f, applied, state, column, s);
-        else if (size == 16 && t.columns % 16 == 0)
-            K::template row_blocks<16>(from, to, t.columns, 16, f, applied, state, column, s);
-        else
-            K::template row_blocks<0>(from, to, t.columns, size, f, applied, state, column, s);
+        emit_row(from, to, t.columns, size, size == 1 || two_d, f, applied, state, column, s);
         if (exceeds) saturate(to, t.columns, f.limit);
     }
     if (job.transposed && job.out)
