@@ -4,6 +4,7 @@
 held. Faster arithmetic for the same recipe comes in here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -26,6 +27,16 @@ class Operand:
     @property
     def T(self) -> "Operand":  # noqa: N802  (torch's name)
         return replace(self, values=self.values.t())
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All that it holds, for autograd to keep."""
+        return self.values, self.scale
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], dim: int) -> "Operand":
+        """Of those, as they were; blocked along `dim`."""
+        return cls(*tensors)
 
 
 Wanted = tuple[BlockFormat, Key | None]

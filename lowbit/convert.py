@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from lowbit.backend import Backend
+from lowbit.backend import Backend, Emulate
 from lowbit.keep import Keep
 from lowbit.linear import QuantLinear
 from lowbit.noise import Randomness
@@ -39,6 +39,7 @@ def convert_linears(
     else:
         policy = LayerPolicy(name="", recipe=recipe, skip=tuple(skip))
     converted: dict[str, QuantLinear] = {}
+    backend = backend or Emulate()  # one for all: they share what they make of one input
     for index, (name, resolved) in enumerate(policy.resolve(model).items()):
         if resolved is None:
             continue

@@ -7,6 +7,7 @@ quantized values: it differs in the order of accumulation, and for scales that a
 in its rounding, alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,6 +32,17 @@ class IntegerOperand(Operand):
     @property
     def T(self) -> "IntegerOperand":  # noqa: N802  (torch's name)
         return replace(self, blocked_dim=1 - self.blocked_dim)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """With the scales."""
+        return self.values, self.scale, self.block_scales
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], dim: int) -> "IntegerOperand":
+        """With the axis."""
+        values, scale, block_scales = tensors
+        return cls(values, scale, block_scales, dim)
 
 
 _TAKES = (

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lowbit.backend import Emulate
 from lowbit.formats import Rounding
-from lowbit.linear import LayerNumerics
 from lowbit.noise import Key
+from lowbit.numerics import LayerNumerics
 from lowbit.recipe import GEMMS, QuantRecipe
 
 
@@ -47,7 +47,7 @@ def gradient_errors(
     input, weight, grad_output = (x.detach().float() for x in (input, weight, grad_output))
     targets = [
         reference.grad_input(grad_output, weight).double(),
-        reference.grad_weight(grad_output, (input,)).double(),
+        reference.grad_weight(grad_output, reference.operand("wgrad_input", input, 0)).double(),
     ]
     sums = [torch.zeros_like(target) for target in targets]
     counts: list[int] = []
@@ -55,7 +55,7 @@ def gradient_errors(
     for draw in range(draws):
         numerics = LayerNumerics(recipe, Emulate(), Key.of(seed).fold(draw))
         sums[0] += numerics.grad_input(grad_output, weight)
-        sums[1] += numerics.grad_weight(grad_output, (input,))
+        sums[1] += numerics.grad_weight(grad_output, numerics.operand("wgrad_input", input, 0))
         count = draw + 1
         if count & draw == 0:  # a power of two
             counts.append(count)

@@ -46,7 +46,7 @@ class _Counting:
 class CodeUse(Callback):
     """Logs `quant/clamped` and `quant/minus_128`, shares of all six operands' codes, now and then.
 
-    Counted on the first micro-batch of every 50th step, on this rank.
+    Counted on the first micro-batch of every 50th step, on this rank; once what layers share.
     Exact arithmetic with the `rceil` rule never clamps: the shares are then 0.
     """
 

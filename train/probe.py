@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lowbit import BlockFormat, QuantLinear, crest_factor, rotate
-from lowbit.linear import LayerNumerics
+from lowbit.numerics import LayerNumerics
 from lowbit.recipe import OPERANDS
 from lowbit.stats import QuantizationError, quantization_error, quantization_errors
 from train.analysis.operands import place_of
