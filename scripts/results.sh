@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # What docs/results.md reports, one resumable command: what is done is skipped, what was stopped goes on.
 # usage: scripts/results.sh [STAGE...]         times on two cores
-#   runs            3 recipes x 3 seeds, cast gaps             25 min
+#   runs            3 recipes x 3 seeds, cast gaps             40 min
 #   branches        H = 20 from 25, 50, 75 % of a BF16 run     20 min, 8 of them for that run
-#   controls        BF16 perturbed, and with noise, 3 seeds    15 min
-#   drift           learning rate x 1.02, H = 20               15 min
-#   long-branches   H = 80                                     20 min
+#   controls        BF16 perturbed, and with noise, 3 seeds    25 min
+#   drift           learning rate x 1.02, H = 20               20 min
+#   long-branches   H = 80                                     30 min
 #   tables          what the others have left                  at the end of every call
 # JOBS, here 2, run at a time, with one thread each on two cores.
 # TINY=1 shrinks everything to seconds, to try the script.
