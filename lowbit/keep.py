@@ -18,7 +18,7 @@ class Keep:
     that reads the weight one in the compute dtype. Not under FSDP2 nor torch.compile."""
     quantized_inputs: bool = False
     """Between forward and backward hold wgrad's input as codes of a byte and scales, instead of the
-    input itself. Inputs that several layers share (without autocast) are then held for each."""
+    input itself or the operand in BF16. Stochastically rounded ones are held for each layer."""
 
 
 class _Updates:

@@ -1,13 +1,15 @@
 """How one layer computes: which operands its three GEMMs take, and how long each of them lives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowbit.backend import Backend, Operand
-from lowbit.formats import Rounding
+from lowbit.formats import BlockFormat, Rounding
 from lowbit.keep import KeptWeights
 from lowbit.noise import Key
 from lowbit.quantize import QuantizedTensor
@@ -65,14 +67,15 @@ class LayerNumerics:
         keys = map(self.key_of, names)
         return self.backend.operands(grad_output, *zip((across, down), keys, strict=True))
 
-    def shared(self, name: str, x: Tensor, dim: int, made: Made) -> Operand:
-        """`operand`, if it is not among those `made` of `x` already."""
+    def shared(self, name: str, dim: int, made: Made, make: Callable[[], Any]) -> Any:
+        """What `make` makes of the operand's input, if it is not among what was `made` already."""
         format = self.recipe.format(name)
         if format is None or format.rounding is Rounding.STOCHASTIC:
-            return self.operand(name, x, dim)
-        what = self.backend, format, self.recipe.rotation(name.split("_")[0]), dim
+            return make()
+        rotation = self.recipe.rotation(name.split("_")[0])
+        what = self.backend, format, rotation, dim, self.stores_input and name == "wgrad_input"
         if what not in made:
-            made[what] = self.operand(name, x, dim)
+            made[what] = make()
         return made[what]
 
     # One function a GEMM: its operands are gone when it returns.
@@ -81,7 +84,8 @@ class LayerNumerics:
         self, input: Tensor, weight: Tensor, bias: Tensor | None, made: Made | None = None
     ) -> Tensor:
         """fprop: input [tokens, in], weight [out, in]; `made` of that input by other layers."""
-        a = self.shared("fprop_input", input, 1, {} if made is None else made)
+        make = partial(self.operand, "fprop_input", input, 1)
+        a = self.shared("fprop_input", 1, {} if made is None else made, make)
         b = self.operand("fprop_weight", weight, dim=1)
         return self.backend.matmul(a, b.T, bias, input.dtype)
 
@@ -111,15 +115,19 @@ class LayerNumerics:
         if format is None:
             return (input,), None
         if self.stores_input:
-            x = self.rotated("wgrad_input", input, 0)
-            stored = self.backend.stored(x, format, 0, self.key_of("wgrad_input"))
+            stored = self.shared("wgrad_input", 0, made, partial(self._stored, input, format))
             above = () if stored.tensor_scale is None else (stored.tensor_scale,)
             return (stored.codes, stored.scale, *above), None
         small = format.fits_bf16 and not self.recipe.wgrad_rotation
         if self.owns_input and small and input.dtype is torch.bfloat16:
-            operand = self.shared("wgrad_input", input, 0, made)
+            make = partial(self.operand, "wgrad_input", input, 0)
+            operand = self.shared("wgrad_input", 0, made, make)
             return operand.tensors, type(operand)
         return (input,), None
+
+    def _stored(self, input: Tensor, format: BlockFormat) -> QuantizedTensor:
+        x = self.rotated("wgrad_input", input, 0)
+        return self.backend.stored(x, format, 0, self.key_of("wgrad_input"))
 
     def wgrad_input(
         self, saved: Sequence[Tensor], kind: type[Operand] | None, dtype: torch.dtype

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit.backend import Operand
-
-Made = dict[Any, Operand]
+Made = dict[Any, Any]  #: operands, or codes
 
 
 class LatestInput(threading.local):
-    """Of each thread, the operands made of the input read last; forgotten when that dies."""
+    """Of each thread, what was made of the input read last; forgotten when that dies."""
 
     def __init__(self) -> None:
         self._input: Callable[[], Tensor | None] = lambda: None
@@ -24,7 +22,7 @@ class LatestInput(threading.local):
         self._made: Made = {}
 
     def made_of(self, input: Tensor, dtype: torch.dtype) -> Made:
-        """The operands of `input` cast to `dtype`, for the caller to look up and to add to.
+        """What there is of `input` cast to `dtype`, for the caller to look up and to add to.
 
         None of what autograd has not computed: others may write to it and tell nobody.
         """

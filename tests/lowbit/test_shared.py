@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowbit import (
     BlockFormat,
     Emulate,
+    Keep,
     Key,
     Operand,
     QuantLinear,
@@ -36,11 +37,16 @@ class Counting(Emulate):
         return operand
 
 
-def siblings(recipe: QuantRecipe, backend: Any) -> list[QuantLinear]:
+def siblings(recipe: QuantRecipe, backend: Any, keep: Keep = Keep()) -> list[QuantLinear]:
     torch.manual_seed(0)
     return [
         QuantLinear.from_linear(
-            nn.Linear(64, 32), recipe, backend=backend, randomness=Randomness(0), index=index
+            nn.Linear(64, 32),
+            recipe,
+            backend=backend,
+            randomness=Randomness(0),
+            index=index,
+            keep=keep,
         )
         for index in range(3)
     ]
@@ -65,8 +71,9 @@ def passed(layers: list[QuantLinear], apart: bool, autocast: bool) -> list[Tenso
     ("backend", "recipe"),
     [(Emulate, "mxint8"), (Emulate, "nvfp4"), (Emulate, "mxfp8"), (Integer, "mxint8")],
 )
-def test_the_same_bits_as_alone(backend: Any, recipe: str, autocast: bool) -> None:
-    layers = siblings(QuantRecipe.uniform(recipe), backend())
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_same_bits_as_alone(backend: Any, recipe: str, autocast: bool, stored: bool) -> None:
+    layers = siblings(QuantRecipe.uniform(recipe), backend(), Keep(quantized_inputs=stored))
     for shared, alone in zip(
         passed(layers, False, autocast), passed(layers, True, autocast), strict=True
     ):
@@ -90,6 +97,18 @@ def test_an_input_is_quantized_once_for_all_and_forgotten_when_it_dies() -> None
     del outputs
     gc.collect()
     assert early() is None
+
+
+def test_codes_that_wait_for_backward_are_shared_too() -> None:
+    layers = siblings(QuantRecipe.uniform("mxint8"), Emulate(), Keep(quantized_inputs=True))
+    input = torch.randn(40, 64, requires_grad=True) * 1.5
+    places: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: places.append(x.data_ptr()) if x.element_size() == 1 else x, lambda x: x
+    ):
+        for layer in layers:
+            layer(input)
+    assert len(places) == 2 * len(layers) and len(set(places)) == 2  # codes and scales
 
 
 def test_another_value_of_the_same_tensor_is_another_input() -> None:
