@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowbit.formats import E4M3
 from lowbit.kernels.layout import Layout, layout, without_gaps
 from lowbit.kernels.library import Format, Job, Product, library
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
+_CHUNK = 1024  # values
 _SERIAL = 1 << 15  # values; waking other threads costs more than quantizing so few
 #: whether oneDNN's BF16 product takes much longer for a transposed view: with AMX by half
 TRANSPOSING_PAYS = bool(torch.cpu.get_capabilities().get("amx_bf16"))
@@ -35,7 +38,7 @@ def threads_for(x: Tensor) -> int:
 
 def job_over(x: Tensor, seen: Layout) -> Job:
     """Read `x` as `seen`."""
-    return Job(x.data_ptr(), None, None, *seen, seen.columns)
+    return Job(x.data_ptr(), None, None, None, *seen, seen.columns)
 
 
 def job_of(
@@ -63,21 +66,70 @@ def quantize(
     dim: int,
     dtype: torch.dtype,
     limit: float,
-    tensor_scale: Tensor | None,
-    apply: bool,
     state: Tensor | None,
     first_row: Tensor | None,
 ) -> Tensor:
     """Operator `lowbit::quantize`."""
-    x, order = without_gaps(x, by_position=state is not None or len(format) > 11)
+    x, out, job = _whole(x, format, dim, dtype, (state, first_row))
+    _run(job, format, limit, x, dtype)
+    return out
+
+
+def quantize_scaled(
+    x: Tensor,
+    format: list[float],
+    dim: int,
+    dtype: torch.dtype,
+    limit: float,
+    apply: bool,
+    state: Tensor | None,
+    first_row: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Operator `lowbit::quantize_scaled`: with the tensor scale, in two reads.
+
+    The first keeps what both need, the largest magnitude of each block.
+    """
+    x, out, job = _whole(x, format, dim, dtype, (state, first_row))
+    block_rows, blocks = -(-job.rows // job.block_rows), -(-job.columns // job.block_columns)
+    amax = x.new_empty(job.outer * block_rows * blocks, dtype=_BITS[x.dtype])
+    job.amax = amax.data_ptr()
+    above = _scale_above(job, x, E4M3.max * format[4])
+    job.tensor_scale, job.apply_tensor_scale = above.data_ptr(), apply
+    _run(job, format, limit, x, dtype)
+    return out, above
+
+
+def tensor_scale(x: Tensor, most: float) -> Tensor:
+    """Operator `lowbit::tensor_scale`: scale.py's; `most` is 448 x the element's max."""
+    x, _ = without_gaps(x, by_position=False)
+    return _scale_above(job_over(x, Layout(1, 1, x.numel(), 1, _CHUNK)), x, most)
+
+
+def _whole(
+    x: Tensor,
+    format: list[float],
+    dim: int,
+    dtype: torch.dtype,
+    noise: tuple[Tensor | None, Tensor | None],
+) -> tuple[Tensor, Tensor, Job]:
+    """`x` without gaps, where its values go, and the job."""
+    x, order = without_gaps(x, by_position=noise[0] is not None or len(format) > 11)
     out = torch.empty_like(x, dtype=dtype)
     axes = tuple(x.shape[axis] for axis in order), order.index(dim)
-    job = job_of(x, out, axes, format, (tensor_scale, apply), (state, first_row))
+    return x, out, job_of(x, out, axes, format, (None, False), noise)
+
+
+def _run(job: Job, format: list[float], limit: float, x: Tensor, dtype: torch.dtype) -> None:
     library().lowbit_quantize(
         ctypes.byref(c_format(tuple(format), limit)),
         *(ctypes.byref(job), TYPES[x.dtype], TYPES[dtype], threads_for(x)),
     )
-    return out
+
+
+def _scale_above(job: Job, x: Tensor, most: float) -> Tensor:
+    bits = library().lowbit_amax(ctypes.byref(job), TYPES[x.dtype], threads_for(x))
+    amax = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    return (amax / most).clamp_(min=2.0**-117)
 
 
 def quantize_both(
@@ -118,10 +170,7 @@ def codes(
     job = job_of(x, codes, (x.shape, dim), format, (tensor_scale, False), (state, first_row))
     job.transposed = 1 - dim
     job.scales = scales.data_ptr()
-    library().lowbit_quantize(
-        ctypes.byref(c_format(tuple(format), math.inf)),
-        *(ctypes.byref(job), TYPES[x.dtype], TYPES[torch.int8], threads_for(x)),
-    )
+    _run(job, format, math.inf, x, torch.int8)
     return codes, scales if dim == 1 else scales.t()
 
 
@@ -147,11 +196,3 @@ def integer_matmul(
     if library().lowbit_integer_matmul(ctypes.byref(product)):
         raise RuntimeError("the system does not let this process use the matrix unit (AMX)")
     return out
-
-
-def tensor_scale(x: Tensor, most: float) -> Tensor:
-    """Operator `lowbit::tensor_scale`: scale.py's; `most` is 448 x the element's max."""
-    x, _ = without_gaps(x, by_position=False)
-    bits = library().lowbit_finite_amax(x.data_ptr(), x.numel(), TYPES[x.dtype], threads_for(x))
-    amax = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
-    return (amax / most).clamp_(min=2.0**-117)

@@ -83,7 +83,7 @@ float unit_of(const uint32_t* amax, int64_t blocks) {
     for (int64_t b = 0; b < blocks; b++) most = max_u(most, amax[b]);
     int exponent = 0;
     std::frexp(as_float(most), &exponent);
-    return most < 0x7F800000u ? std::ldexp(1.0f, std::min(-exponent, 126)) : 1.0f;
+    return most < INFINITE ? std::ldexp(1.0f, std::min(-exponent, 126)) : 1.0f;
 }
 
 // A strip under formats that differ in their elements and scales alone; sums of x come first.

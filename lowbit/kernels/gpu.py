@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowbit.formats import E4M3
 from lowbit.kernels import gpu_quantize
 from lowbit.kernels.layout import layout, without_gaps
 from lowbit.scale import over
@@ -21,14 +22,40 @@ def quantize(
     dim: int,
     dtype: torch.dtype,
     limit: float,
-    tensor_scale: Tensor | None,
-    apply: bool,
     state: Tensor | None,
     first_row: Tensor | None,
 ) -> Tensor:
     """Operator `lowbit::quantize`."""
+    return _quantized(x, format, dim, dtype, limit, (None, False), (state, first_row))
+
+
+def quantize_scaled(
+    x: Tensor,
+    format: list[float],
+    dim: int,
+    dtype: torch.dtype,
+    limit: float,
+    apply: bool,
+    state: Tensor | None,
+    first_row: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Operator `lowbit::quantize_scaled`: with the tensor scale."""
+    above = tensor_scale(x, E4M3.max * format[4])
+    noise = state, first_row
+    return _quantized(x, format, dim, dtype, limit, (above, apply), noise), above
+
+
+def _quantized(
+    x: Tensor,
+    format: list[float],
+    dim: int,
+    dtype: torch.dtype,
+    limit: float,
+    scale: tuple[Tensor | None, bool],
+    noise: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
     block = tuple(map(int, format[10:]))
-    x, order = without_gaps(x, state is not None or len(block) == 2)
+    x, order = without_gaps(x, noise[0] is not None or len(block) == 2)
     out = torch.empty_like(x, dtype=dtype)
     dim = order.index(dim)
     seen = layout(tuple(x.shape[axis] for axis in order), dim, block)
@@ -39,8 +66,8 @@ def quantize(
     grid = (seen.outer * _tiles(seen.rows, tile[0]) * _tiles(seen.columns, tile[1]),)
     with _device_of(x):
         gpu_quantize.quantize[grid](
-            *(_bits(x), _bits(out), tensor_scale, seen.rows, seen.columns, limit, x.shape[-1]),
-            *(_number(state), _number(first_row), constants(format), rows, columns, *tile, apply),
+            *(_bits(x), _bits(out), scale[0], seen.rows, seen.columns, limit, x.shape[-1]),
+            *(*map(_number, noise), constants(format), rows, columns, *tile, scale[1]),
             **launch_options(tile),
         )
     return out

@@ -22,7 +22,7 @@ class Job(ctypes.Structure):
     """`Job` of quantize.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "out", "scales")),
+        *((name, ctypes.c_void_p) for name in ("x", "out", "scales", "amax")),
         *((n, ctypes.c_int64) for n in ("outer", "rows", "columns", "block_rows", "block_columns")),
         *(("segment", ctypes.c_int64), ("tensor_scale", ctypes.c_void_p)),
         *((name, ctypes.c_int32) for name in ("apply_tensor_scale", "transposed")),
@@ -56,6 +56,6 @@ def library() -> ctypes.CDLL:
     lib.lowbit_errors.restype = None
     lib.lowbit_crest_factors.argtypes = [pointer] + [number] * 2 + [pointer]
     lib.lowbit_crest_factors.restype = None
-    lib.lowbit_finite_amax.argtypes = [pointer, ctypes.c_int64, number, number]
-    lib.lowbit_finite_amax.restype = ctypes.c_uint32
+    lib.lowbit_amax.argtypes = [pointer] + [number] * 2
+    lib.lowbit_amax.restype = ctypes.c_uint32
     return lib

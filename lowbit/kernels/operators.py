@@ -16,6 +16,12 @@ def _like(x: Tensor, format: list[float], dim: int, dtype: torch.dtype, *_: Any)
     return torch.empty_like(x, dtype=dtype)
 
 
+def _like_scaled(
+    x: Tensor, format: list[float], dim: int, dtype: torch.dtype, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, dtype=dtype), _like_scale(x)
+
+
 def _like_both(
     x: Tensor, formats: list[float], dtypes: list[torch.dtype], *_: Any
 ) -> tuple[Tensor, Tensor]:
@@ -23,7 +29,7 @@ def _like_both(
     return x.new_empty(rows, columns, dtype=dtypes[0]), x.new_empty(columns, rows, dtype=dtypes[1])
 
 
-def _like_scale(x: Tensor, most: float) -> Tensor:
+def _like_scale(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty((), dtype=torch.float32)
 
 
@@ -48,8 +54,10 @@ def _on_gpu(name: str) -> Callable[..., Any]:
 
 
 _OPERATORS: dict[str, Callable[..., Any]] = {
-    "quantize(Tensor x, float[] format, int dim, ScalarType dtype, float limit, Tensor? "
-    "tensor_scale, bool apply, Tensor? state, Tensor? first_row) -> Tensor": _like,
+    "quantize(Tensor x, float[] format, int dim, ScalarType dtype, float limit, Tensor? state, "
+    "Tensor? first_row) -> Tensor": _like,
+    "quantize_scaled(Tensor x, float[] format, int dim, ScalarType dtype, float limit, bool apply, "
+    "Tensor? state, Tensor? first_row) -> (Tensor, Tensor)": _like_scaled,
     "quantize_both(Tensor x, float[] formats, ScalarType[] dtypes, float[] limits, Tensor?[] "
     "tensor_scales, Tensor?[] noise) -> (Tensor, Tensor)": _like_both,
     "tensor_scale(Tensor x, float most) -> Tensor": _like_scale,
@@ -58,7 +66,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "integer_matmul(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, ScalarType dtype) -> "
     "Tensor": _like_product,
 }
-_ON_GPU = "quantize", "quantize_both", "tensor_scale"
+_ON_GPU = "quantize", "quantize_scaled", "quantize_both", "tensor_scale"
 _library: Any = torch.library.Library("lowbit", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
 for _schema, _fake in _OPERATORS.items():
     _name = _schema.split("(")[0]

@@ -9,7 +9,7 @@
 namespace {
 
 // Of a strip; of one whose values stay in the scratch space; of one that is a single row.
-constexpr int64_t WIDTH = 2048, TILE_WIDTH = 512, ROW_WIDTH = 1024;
+constexpr int64_t WIDTH = 4096, TILE_WIDTH = 512, ROW_WIDTH = 1024;
 constexpr int64_t SIZE[] = {4, 2, 1};  // of the types, see find
 
 template <class In, class Out, bool FLOAT, int ROUNDING>
@@ -74,19 +74,6 @@ void use_huge_pages(void* out, int64_t bytes) {
 #endif
 }
 
-template <class In>
-uint32_t finite_amax(const In* x, int64_t n) {
-    using Bits = decltype(magnitude(*x));
-    constexpr Bits infinite = Bits(sizeof(Bits) == 2 ? 0x7F80 : 0x7F800000);
-    Bits most = 0;
-#pragma omp simd reduction(max : most)
-    for (int64_t i = 0; i < n; i++) {
-        const Bits m = magnitude(x[i]), finite = m >= infinite ? Bits(0) : m;
-        most = finite > most ? finite : most;
-    }
-    return widen(most);
-}
-
 }  // namespace
 
 extern "C" {
@@ -94,7 +81,8 @@ extern "C" {
 void lowbit_quantize(const Format* format, const Job* job, int32_t in, int32_t out,
                      int32_t threads) {
     const StripFunction run = find(*format, in, out);
-    const auto look = in ? largest<Bf16> : largest<float>;
+    const auto look = job->amax ? (in ? kept_largest<Bf16> : kept_largest<float>)
+                                : (in ? largest<Bf16> : largest<float>);
     const Cut cut(*job, job->block_rows == 1 ? ROW_WIDTH : WIDTH);
     const int64_t places = cut.places(*job);
     use_huge_pages(job->out, job->outer * job->rows * job->columns * SIZE[out]);
@@ -139,16 +127,18 @@ void lowbit_quantize_both(const Format* across_format, const Job* across, const 
     }
 }
 
-// Bits of the largest finite magnitude.
-uint32_t lowbit_finite_amax(const void* x, int64_t n, int32_t in, int32_t threads) {
+// Bits of the largest finite magnitude; those of the blocks' largest are kept in job->amax.
+uint32_t lowbit_amax(const Job* job, int32_t in, int32_t threads) {
+    const auto run = in ? keep_largest<Bf16> : keep_largest<float>;
+    const Cut cut(*job, job->block_rows == 1 ? ROW_WIDTH : WIDTH);
+    const int64_t places = cut.places(*job);
     uint32_t most = 0;
-    constexpr int64_t chunk = 1 << 14;
-#pragma omp parallel for num_threads(threads) if (threads > 1) reduction(max : most)
-    for (int64_t i = 0; i < n; i += chunk) {
-        const int64_t size = std::min(chunk, n - i);
-        uint32_t m = in ? finite_amax(static_cast<const Bf16*>(x) + i, size)
-                        : finite_amax(static_cast<const float*>(x) + i, size);
-        most = max_u(most, m);
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(max : most)
+    {
+        Scratch scratch = cut.scratch(*job);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < places; i++)
+            most = max_u(most, run(*job, cut.place(i, *job), scratch));
     }
     return most;
 }

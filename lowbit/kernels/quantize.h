@@ -30,6 +30,7 @@ struct Job {
     const void* x;
     void* out;  // null: the values stay in the scratch space
     float* scales;  // of each block, for codes; else null
+    void* amax;  // bits of the largest magnitude of each block, in the type of x; null: not kept
     int64_t outer, rows, columns, block_rows, block_columns;
     int64_t segment;  // length of the tensor's own last axis: rows of random numbers
     const float* tensor_scale;  // NV formats, else null
@@ -66,6 +67,7 @@ inline uint32_t magnitude(float v) { return as_bits(v) & 0x7FFFFFFFu; }
 inline uint16_t magnitude(Bf16 v) { return v.bits & 0x7FFFu; }
 inline uint32_t widen(uint32_t m) { return m; }
 inline uint32_t widen(uint16_t m) { return uint32_t(m) << 16; }
+constexpr uint32_t INFINITE = 0x7F800000u;  // and NaN above
 
 // To nearest even; a NaN stays one, since none here has low bits that could carry out of it.
 inline uint32_t bf16_bits(float v) {

@@ -71,8 +71,13 @@ class Request:
     def limit(self) -> float:
         return torch.finfo(self.dtype).max if self.saturates else math.inf
 
+    @property
+    def scaled(self) -> bool:
+        """By a tensor scale as well (NV formats)."""
+        return self.format.scale is ScaleFormat.E4M3
+
     def tensor_scale(self, x: Tensor) -> Tensor | None:
-        if self.format.scale is not ScaleFormat.E4M3:
+        if not self.scaled:
             return None
         scale: Tensor = _operator("tensor_scale", x)(x, E4M3.max * self.format.element.max)
         return scale
@@ -89,12 +94,10 @@ def quantize(
     if x.dim() == 0:
         values, above = quantize(x.reshape(1), dim, wanted, apply)
         return values.reshape(()), above
-    x = x.detach()
-    above = wanted.tensor_scale(x)
-    values = _operator("quantize", x)(
-        *(x, wanted.description, dim % x.dim(), wanted.dtype, wanted.limit, above, apply),
-        *wanted.noise,
-    )
+    asked = x.detach(), wanted.description, dim % x.dim(), wanted.dtype, wanted.limit
+    if not wanted.scaled:
+        return _operator("quantize", x)(*asked, *wanted.noise), None
+    values, above = _operator("quantize_scaled", x)(*asked, apply, *wanted.noise)
     return values, above
 
 

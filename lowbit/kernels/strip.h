@@ -1,44 +1,11 @@
-// A strip, one block row and some columns of a tensor, stays in the first cache: largest magnitudes,
-// then the scales of all its blocks, then the elements.
+// A strip, one block row and some columns of a tensor, stays in the cache: largest magnitudes, then
+// the scales of all its blocks, then the elements.
 #pragma once
 
-#include "quantize.h"
+#include "reciprocal.h"
 #include "transpose.h"
 
-#include <algorithm>
-#include <vector>
-
 namespace {
-
-struct Scratch {
-    std::vector<uint32_t> amax;
-    std::vector<float> factor, scale;  // what elements are multiplied with or divided by; the scale
-    std::vector<float> low, high;  // bounds of codes
-    bool clips = true;  // whether a code may lie beyond them
-    std::vector<uint16_t> narrow;
-    std::vector<float> tile;  // values before they are transposed
-
-    explicit Scratch(int64_t width, int64_t tile_rows)
-        : amax(width), factor(width), scale(width), low(width), high(width), narrow(width),
-          tile(width * tile_rows) {}
-};
-
-// One block row and the columns from `begin` to `end` of it.
-struct Place {
-    int64_t outer, block_row, begin, end;
-};
-
-struct Strip {
-    int64_t rows, columns, blocks;  // covered
-    int64_t stride, first;  // where its first value lies
-
-    Strip(const Job& job, const Place& p) {
-        const int64_t row = p.block_row * job.block_rows;
-        rows = std::min(job.block_rows, job.rows - row), columns = p.end - p.begin;
-        blocks = (columns + job.block_columns - 1) / job.block_columns;
-        stride = job.columns, first = (p.outer * job.rows + row) * job.columns + p.begin;
-    }
-};
 
 uint32_t* running(Scratch& s, float) { return s.amax.data(); }
 uint16_t* running(Scratch& s, Bf16) { return s.narrow.data(); }
@@ -83,57 +50,17 @@ void block_amax(const Value* x, int64_t columns, int64_t size, uint32_t* amax) {
     run_amax<0>(x, columns, size, amax);
 }
 
-// scale.py's e8m0_scale: adding what the mantissa may not reach carries into the exponent.
-void e8m0_scales(const Format& f, int64_t n, Scratch& s) {
-    const int32_t reach = std::min(f.carry, 0x7FFFFF), offset = f.max_exponent - 1;
-    const uint32_t tiny = f.max_exponent == 1 ? (1u << 22) + uint32_t(reach / 2) : 0;
-    const float limit = f.limit, min = f.min, max = f.max;
-    const uint32_t* __restrict amax = s.amax.data();
-    float *__restrict scale = s.scale.data(), *__restrict factor = s.factor.data();
-    float *__restrict low = s.low.data(), *__restrict high = s.high.data();
-    int32_t clips = 0;
-#pragma omp simd reduction(| : clips)
-    for (int64_t i = 0; i < n; i++) {
-        int32_t byte = int32_t((amax[i] + uint32_t(0x7FFFFF - reach)) >> 23) - offset;
-        byte = byte < 0 ? 0 : byte > 254 ? 254 : byte;
-        byte = amax[i] > tiny ? byte : 0;
-        const bool nan = amax[i] >= 0x7F800000u;
-        const uint32_t least = 1u << 22;  // 2^-127
-        const uint32_t up = max_u(uint32_t(byte) << 23, least);
-        const uint32_t down = max_u(uint32_t(254 - byte) << 23, least);
-        scale[i] = as_float(nan ? 0x7FC00000u : up);
-        factor[i] = as_float(nan ? 0x7FC00000u : down);
-        const float bound = limit * factor[i];  // exact: values up to limit, codes up to this
-        high[i] = bound < max ? bound : max;
-        low[i] = -bound > min ? -bound : min;
-        clips |= int32_t(bound < max) | int32_t(as_float(amax[i]) * factor[i] > max);
-    }
-    s.clips = clips;
-}
+// The keys of a strip's random numbers.
+struct Noise {
+    const Job& job;
+    int64_t first;  // where its first value lies
+    uint32_t column;
 
-template <int SCALE>
-void wide_scales(const Format& f, float above, int64_t n, Scratch& s) {
-    const Format e4m3{1, 3, -6, -448, 448, 0, 0, 0, 0, 0, 0};
-    const float min = f.min, max = f.max, least = f.least;
-    const uint32_t* __restrict amax = s.amax.data();
-    float *__restrict out = s.scale.data(), *__restrict factor = s.factor.data();
-    float *__restrict low = s.low.data(), *__restrict high = s.high.data();
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        float scale = as_float(amax[i] >= 0x7F800000u ? 0x7FC00000u : amax[i]) / max;
-        if (SCALE == E4M3) {
-            scale = at_most(at_least(scale / above, least), 448.0f);
-            scale = round_element<true, NEAREST>(scale, e4m3, 0);
-        } else {
-            if (SCALE == BF16_SCALE) scale = as_float(bf16_bits(scale) << 16);
-            scale = scale == 0.0f ? 1.0f : scale;
-        }
-        out[i] = scale;
-        factor[i] = scale * above;
-        high[i] = max, low[i] = min;
+    uint32_t row(int64_t r) const {
+        const uint64_t row = uint64_t(job.first_row + (first + r * job.columns) / job.segment);
+        return mix(mix(uint32_t(row) ^ job.key) ^ (uint32_t(row >> 32) * GOLDEN));
     }
-    s.clips = true;
-}
+};
 
 // The inner loops for one combination of types and rules.
 template <class In, class Out, bool FLOAT, int ROUNDING, bool E8M0_SCALE, bool CLIPS>
@@ -153,50 +80,63 @@ struct Kernel {
     }
 
     template <int N>
-    static void row_blocks(const In* __restrict x, Out* __restrict out, int64_t columns,
-                           int64_t size, const Format format, float above, uint32_t state,
-                           uint32_t column, const Scratch& s) {
-        for (int64_t c = 0, b = 0; c < columns; c += size, b++) {
-            const float factor = s.factor[b], scale = s.scale[b], low = s.low[b], high = s.high[b];
-            const int64_t n = N ? N : std::min(size, columns - c);
+    static void row_blocks(const Rows<In, Out>& rows, int64_t r, const Format format, float above,
+                           const Noise& noise, const Scratch& s) {
+        const In* __restrict x = rows.x + r * rows.stride;
+        Out* __restrict out = rows.out + r * rows.out_stride;
+        const uint32_t state = ROUNDING == STOCHASTIC ? noise.row(r) : 0;
+        for (int64_t c = 0, b = 0; c < rows.columns; c += rows.size, b++) {
+            const float factor = s.factor[b], scale = s.scale[b];
+            const float low = E8M0_SCALE ? s.low[b] : format.min;
+            const float high = E8M0_SCALE ? s.high[b] : format.max;
+            const int64_t n = N ? N : std::min(rows.size, rows.columns - c);
 #pragma omp simd  // a block, not one value of many blocks
             for (int64_t i = 0; i < n; i++) {
-                float noise = ROUNDING == STOCHASTIC ? uniform(state, column + uint32_t(c + i)) : 0;
-                emit(code(x[c + i], factor, format, low, high, noise), scale, above, out + c + i);
+                const float random = random_at(state, noise.column + uint32_t(c + i));
+                emit(code(x[c + i], factor, format, low, high, random), scale, above, out + c + i);
             }
         }
     }
 
-    static void columns(const In* __restrict x, Out* __restrict out, int64_t n, const Format format,
-                        float above, uint32_t state, uint32_t column, const Scratch& s) {
+    template <int COUNT>
+    static void columns(const Rows<In, Out>& rows, int64_t r, const Format format, float above,
+                        const Noise& noise, const Scratch& s) {
+        const In* __restrict x = rows.x + r * rows.stride;
+        Out* __restrict out = rows.out + r * rows.out_stride;
         const float *__restrict factor = s.factor.data(), *__restrict scale = s.scale.data();
         const float *__restrict low = s.low.data(), *__restrict high = s.high.data();
-        for (int64_t c = 0; c < n; c++) {
-            float noise = ROUNDING == STOCHASTIC ? uniform(state, column + uint32_t(c)) : 0;
+        const int64_t stride = rows.stride, out_stride = rows.out_stride;
+        uint32_t state[COUNT] = {};
+        for (int i = 0; ROUNDING == STOCHASTIC && i < COUNT; i++) state[i] = noise.row(r + i);
+#pragma omp simd
+        for (int64_t c = 0; c < rows.columns; c++) {
             const float least = E8M0_SCALE ? low[c] : format.min;
             const float most = E8M0_SCALE ? high[c] : format.max;
-            emit(code(x[c], factor[c], format, least, most, noise), scale[c], above, out + c);
+            for (int i = 0; i < COUNT; i++) {
+                const float random = random_at(state[i], noise.column + uint32_t(c));
+                const float found = code(x[i * stride + c], factor[c], format, least, most, random);
+                emit(found, scale[c], above, out + i * out_stride + c);
+            }
         }
     }
 
-    // `per_column`: the scratch space holds an entry a column, not a block.
-    static void row(const In* from, Out* to, int64_t n, int64_t size, bool per_column,
-                    const Format& f, float above, uint32_t state, uint32_t column,
+    static float random_at(uint32_t state, uint32_t column) {
+        return ROUNDING == STOCHASTIC ? uniform(state, column) : 0;
+    }
+
+    static void run(const Rows<In, Out>& rows, const Format& f, float above, const Noise& noise,
                     const Scratch& s) {
-        if (per_column)
-            columns(from, to, n, f, above, state, column, s);
-        else if (size == 32 && n % 32 == 0)
-            row_blocks<32>(from, to, n, 32, f, above, state, column, s);
-        else if (size == 16 && n % 16 == 0)
-            row_blocks<16>(from, to, n, 16, f, above, state, column, s);
-        else
-            row_blocks<0>(from, to, n, size, f, above, state, column, s);
+        const int64_t size = rows.size, n = rows.columns;
+        const auto row = size == 1                   ? columns<1>
+                         : size == 32 && n % 32 == 0 ? row_blocks<32>
+                         : size == 16 && n % 16 == 0 ? row_blocks<16>
+                                                     : row_blocks<0>;
+        int64_t r = 0;
+        for (; size == 1 && r + TOGETHER <= rows.count; r += TOGETHER)
+            columns<TOGETHER>(rows, r, f, above, noise, s);
+        for (; r < rows.count; r++) row(rows, r, f, above, noise, s);
     }
 };
-
-uint32_t row_state(uint32_t key, uint64_t row) {
-    return mix(mix(uint32_t(row) ^ key) ^ (uint32_t(row >> 32) * GOLDEN));
-}
 
 // Largest magnitude of each block of the strip.
 template <class In>
@@ -214,24 +154,42 @@ void largest(const Job& job, const Place& p, Scratch& s) {
     }
 }
 
-void scales_of(const Format& f, const Job& job, int64_t blocks, Scratch& s) {
-    const float above = job.tensor_scale ? *job.tensor_scale : 1.0f;
-    switch (f.scale) {
-        case E8M0: return e8m0_scales(f, blocks, s);
-        case E4M3: return wide_scales<E4M3>(f, above, blocks, s);
-        case BF16_SCALE: return wide_scales<BF16_SCALE>(f, above, blocks, s);
-        default: return wide_scales<FP32_SCALE>(f, above, blocks, s);
-    }
+// Where the strip's first block lies among those of the tensor.
+int64_t first_block(const Job& job, const Place& p) {
+    const int64_t block_rows = (job.rows + job.block_rows - 1) / job.block_rows;
+    const int64_t per_row = (job.columns + job.block_columns - 1) / job.block_columns;
+    return (p.outer * block_rows + p.block_row) * per_row + p.begin / job.block_columns;
 }
 
-// From one entry a block to one a column; wide scales have the element's own bounds everywhere.
-void spread(int64_t columns, int64_t size, bool bounds, Scratch& s) {
-    const int64_t blocks = (columns + size - 1) / size;
-    for (auto* values : {&s.factor, &s.scale, &s.low, &s.high}) {
-        if (!bounds && values == &s.low) break;
-        for (int64_t b = blocks - 1; b >= 0; b--)
-            std::fill_n(values->data() + b * size, std::min(size, columns - b * size), (*values)[b]);
+// `largest`, and keeps what it finds in job.amax. The largest finite magnitude.
+template <class In>
+uint32_t keep_largest(const Job& job, const Place& p, Scratch& s) {
+    using Bits = decltype(magnitude(In()));
+    const Strip t(job, p);
+    largest<In>(job, p, s);
+    uint32_t most = 0;
+    for (int64_t b = 0; b < t.blocks; b++) most = max_u(most, s.amax[b]);
+    if (Bits* kept = static_cast<Bits*>(job.amax)) {
+        kept += first_block(job, p);
+        for (int64_t b = 0; b < t.blocks; b++) kept[b] = Bits(s.amax[b] >> (32 - 8 * sizeof(Bits)));
     }
+    if (most < INFINITE) return most;
+    const In* x = static_cast<const In*>(job.x) + t.first;
+    for (int64_t r = most = 0; r < t.rows; r++)
+        for (int64_t c = 0; c < t.columns; c++) {
+            const uint32_t m = widen(magnitude(x[r * t.stride + c]));
+            most = max_u(most, m < INFINITE ? m : 0);
+        }
+    return most;
+}
+
+// What `keep_largest` has kept.
+template <class In>
+void kept_largest(const Job& job, const Place& p, Scratch& s) {
+    using Bits = decltype(magnitude(In()));
+    const Bits* kept = static_cast<const Bits*>(job.amax) + first_block(job, p);
+    const int64_t blocks = Strip(job, p).blocks;
+    for (int64_t b = 0; b < blocks; b++) s.amax[b] = widen(kept[b]);
 }
 
 // Whether values may lie beyond the limit: rounding doubles one at most. E8M0's bounds of codes saturate.
@@ -257,29 +215,19 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     const Strip t(job, p);
     const In* x = static_cast<const In*>(job.x) + t.first;
     scales_of(f, job, t.blocks, s);
-    if (job.scales) {
-        const int64_t block_rows = (job.rows + job.block_rows - 1) / job.block_rows;
-        const int64_t per_row = (job.columns + size - 1) / size;
-        std::copy_n(s.scale.data(), t.blocks,
-                    job.scales + (p.outer * block_rows + p.block_row) * per_row + p.begin / size);
+    if (job.scales) std::copy_n(s.scale.data(), t.blocks, job.scales + first_block(job, p));
+    const float above = job.apply_tensor_scale ? *job.tensor_scale : 1.0f;
+    const bool tiled = job.transposed || !job.out;
+    Out* out = tiled ? reinterpret_cast<Out*>(s.tile.data()) : static_cast<Out*>(job.out) + t.first;
+    const Rows<In, Out> rows{x, out, t.stride, tiled ? t.columns : job.columns, t.rows, t.columns, size};
+    constexpr bool quick = MULTIPLIES && !E8M0_SCALE && ROUNDING == NEAREST && sizeof(Out) == 2;
+    if (!quick || !reciprocals(t.blocks, s) || !multiply<FLOAT>(rows, f, above, s)) {
+        const auto run = s.clips ? Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE, true>::run
+                                 : Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE, !E8M0_SCALE>::run;
+        run(rows, f, above, Noise{job, t.first, uint32_t(p.begin % job.segment)}, s);
     }
-    const float applied = job.apply_tensor_scale ? *job.tensor_scale : 1.0f;
-    const bool two_d = t.rows > 1 && size > 1, tiled = job.transposed || !job.out;
-    const bool exceeds = may_exceed(f, t.blocks, s);
-    const auto emit_row = s.clips ? Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE, true>::row
-                                  : Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE, !E8M0_SCALE>::row;
-    if (two_d) spread(t.columns, size, E8M0_SCALE, s);
-    for (int64_t r = 0; r < t.rows; r++) {
-        const In* from = x + r * job.columns;
-        Out* to = tiled ? reinterpret_cast<Out*>(s.tile.data()) + r * t.columns
-                        : static_cast<Out*>(job.out) + t.first + r * job.columns;
-        uint32_t state = 0, column = uint32_t(p.begin % job.segment);
-        if (ROUNDING == STOCHASTIC)
-            state = row_state(job.key,
-                              uint64_t(job.first_row + (t.first + r * job.columns) / job.segment));
-        emit_row(from, to, t.columns, size, size == 1 || two_d, f, applied, state, column, s);
-        if (exceeds) saturate(to, t.columns, f.limit);
-    }
+    if (may_exceed(f, t.blocks, s))
+        for (int64_t r = 0; r < t.rows; r++) saturate(out + r * rows.out_stride, t.columns, f.limit);
     if (job.transposed && job.out)
         transpose(reinterpret_cast<const Out*>(s.tile.data()), t.rows, t.columns,
                   static_cast<Out*>(job.out) + p.begin * job.rows + p.block_row * job.block_rows,

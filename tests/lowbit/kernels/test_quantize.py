@@ -40,6 +40,7 @@ def _formats() -> Iterator[BlockFormat]:
         yield BlockFormat("mxint8", IntFormat(8), scale, scale_rule=None)
         yield BlockFormat("mxfp8", E4M3, scale, scale_rule=None)
     yield replace(NAMED["nvfp4"], scale_min=2.0**-6)
+    yield replace(NAMED["nvint8"], element=IntFormat(8, symmetric=False))
 
 
 FORMATS = list(_formats())
@@ -103,6 +104,31 @@ def test_equals_the_definition_on_three_million_bit_patterns(name: str) -> None:
     x = _random_bits(1024, 3072, seed=2)
     for dim in (0, 1):
         _assert_equal(x.bfloat16() if dim else x, lowbit.block_format(name), dim)
+
+
+def _every_value_below(amax: Tensor) -> Tensor:
+    """BF16 [maxima, 128, 16]: each block holds the maximum and 15 values, all that are within 15
+    binades of it; signs alternate.
+    """
+    below = torch.arange(128 * 15).reshape(128, 15).expand(len(amax), -1, -1)
+    bits = torch.cat([torch.zeros(len(amax), 128, 1, dtype=torch.long), below], 2)
+    x = (amax.view(torch.int16).long()[:, None, None] - bits).short().view(torch.bfloat16)
+    return x * torch.tensor([1.0, -1.0]).bfloat16().repeat(8)
+
+
+WIDE = [format for format in FORMATS if format.scale is not ScaleFormat.E8M0]
+
+
+@pytest.mark.parametrize("format", [f for f in WIDE if f.rounding is Rounding.NEAREST], ids=str)
+def test_equals_the_definition_on_every_value_below_many_maxima(format: BlockFormat) -> None:
+    # quotients half way between two codes, and next to that, are frequent among few-bit numbers
+    generator = torch.Generator().manual_seed(6)
+    for size in (16, 64, (16, 16)):
+        amax = torch.rand(64, generator=generator).add(0.01).bfloat16()
+        x = _every_value_below(amax).reshape(-1, 512)
+        for values in (x, x * 2.0**-110):  # results among the subnormals
+            _assert_equal(values, replace(format, block_size=size), 1)
+            _assert_equal(values.t().contiguous(), replace(format, block_size=size), 0)
 
 
 @pytest.mark.parametrize("name", ["nvint8", "nvint4", "nvfp4"])

@@ -93,10 +93,11 @@ def test_fake_quantize(
     dtype, dim = (torch.float32, torch.bfloat16)[index % 2], index // 2 % 2
     x = _awkward(dtype, format.element.max)
     wanted = _wanted(x, format, saturates=True)
-    above = _above(gpu, x, format)
-    found = gpu.quantize(
-        *(x, wanted.description, dim, dtype, wanted.limit, above, above is not None, *wanted.noise)
-    )
+    asked = x, wanted.description, dim, dtype, wanted.limit
+    if wanted.scaled:
+        found = gpu.quantize_scaled(*asked, True, *wanted.noise)[0]
+    else:
+        found = gpu.quantize(*asked, *wanted.noise)
     with kernels.using("off"):
         assert same_bits(found, lowbit.fake_quantize(x, format, dim, key=wanted.key))
 
@@ -107,9 +108,7 @@ def test_an_axis_of_one_value(
     gpu: Any, same_bits: Callable[..., bool], shape: tuple[int, int], dim: int
 ) -> None:
     x, wanted = torch.randn(shape), Request(NAMED["mxfp4"], None, torch.float32)
-    found = gpu.quantize(
-        *(x, wanted.description, dim, x.dtype, wanted.limit, None, False, *wanted.noise)
-    )
+    found = gpu.quantize(x, wanted.description, dim, x.dtype, wanted.limit, *wanted.noise)
     with kernels.using("off"):
         assert same_bits(found, quantize_values(x, NAMED["mxfp4"], dim)[0])
 
@@ -121,9 +120,7 @@ def test_a_batch_of_matrices_where_it_lies(
     x = torch.randn(2, 34, 5).transpose(0, 2)
     format = replace(NAMED["mxfp6"], rounding=Rounding.STOCHASTIC if dim == 1 else Rounding.NEAREST)
     wanted = _wanted(x, format)
-    found = gpu.quantize(
-        *(x, wanted.description, dim, x.dtype, wanted.limit, None, False, *wanted.noise)
-    )
+    found = gpu.quantize(x, wanted.description, dim, x.dtype, wanted.limit, *wanted.noise)
     with kernels.using("off"):
         assert same_bits(found, quantize_values(x, format, dim, key=wanted.key)[0])
     assert dim == 1 or found.stride() == x.stride()

@@ -1,0 +1,132 @@
+// The scales of all blocks of a strip, from their largest magnitudes.
+#pragma once
+
+#include "quantize.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace {
+
+// Of a strip; an entry a block.
+struct Scratch {
+    std::vector<uint32_t> amax;
+    std::vector<float> factor, scale;  // what elements are multiplied with or divided by; the scale
+    std::vector<float> low, high;  // bounds of codes under E8M0 scales
+    bool clips = true;  // whether a code may lie beyond its bounds
+    std::vector<float> down, up;  // below and above 1 / factor, see reciprocals
+    std::vector<uint16_t> narrow;
+    std::vector<float> tile;  // values before they are transposed
+
+    explicit Scratch(int64_t width, int64_t tile_rows)
+        : amax(width), factor(width), scale(width), low(width), high(width), down(width),
+          up(width), narrow(width), tile(width * tile_rows) {}
+};
+
+// One block row and the columns from `begin` to `end` of it.
+struct Place {
+    int64_t outer, block_row, begin, end;
+};
+
+struct Strip {
+    int64_t rows, columns, blocks;  // covered
+    int64_t stride, first;  // where its first value lies
+
+    Strip(const Job& job, const Place& p) {
+        const int64_t row = p.block_row * job.block_rows;
+        rows = std::min(job.block_rows, job.rows - row), columns = p.end - p.begin;
+        blocks = (columns + job.block_columns - 1) / job.block_columns;
+        stride = job.columns, first = (p.outer * job.rows + row) * job.columns + p.begin;
+    }
+};
+
+// Where the values of a strip lie and where they go; `size` columns share an entry of Scratch.
+template <class In, class Out>
+struct Rows {
+    const In* x;
+    Out* out;
+    int64_t stride, out_stride;
+    int64_t count, columns, size;
+};
+
+constexpr int TOGETHER = 4;  // rows read side by side: entries are loaded once, and memory is quicker
+
+// scale.py's e8m0_scale: adding what the mantissa may not reach carries into the exponent.
+void e8m0_scales(const Format& f, int64_t n, Scratch& s) {
+    const int32_t reach = std::min(f.carry, 0x7FFFFF), offset = f.max_exponent - 1;
+    const uint32_t tiny = f.max_exponent == 1 ? (1u << 22) + uint32_t(reach / 2) : 0;
+    const float limit = f.limit, min = f.min, max = f.max;
+    const uint32_t* __restrict amax = s.amax.data();
+    float *__restrict scale = s.scale.data(), *__restrict factor = s.factor.data();
+    float *__restrict low = s.low.data(), *__restrict high = s.high.data();
+    int32_t clips = 0;
+#pragma omp simd reduction(| : clips)
+    for (int64_t i = 0; i < n; i++) {
+        int32_t byte = int32_t((amax[i] + uint32_t(0x7FFFFF - reach)) >> 23) - offset;
+        byte = byte < 0 ? 0 : byte > 254 ? 254 : byte;
+        byte = amax[i] > tiny ? byte : 0;
+        const bool nan = amax[i] >= INFINITE;
+        const uint32_t least = 1u << 22;  // 2^-127
+        const uint32_t up = max_u(uint32_t(byte) << 23, least);
+        const uint32_t down = max_u(uint32_t(254 - byte) << 23, least);
+        scale[i] = as_float(nan ? 0x7FC00000u : up);
+        factor[i] = as_float(nan ? 0x7FC00000u : down);
+        const float bound = limit * factor[i];  // exact: values up to limit, codes up to this
+        high[i] = bound < max ? bound : max;
+        low[i] = -bound > min ? -bound : min;
+        clips |= int32_t(bound < max) | int32_t(as_float(amax[i]) * factor[i] > max);
+    }
+    s.clips = clips;
+}
+
+template <int SCALE>
+void wide_scales(const Format& f, float above, int64_t n, Scratch& s) {
+    const Format e4m3{1, 3, -6, -448, 448, 0, 0, 0, 0, 0, 0};
+    const float max = f.max, least = f.least;
+    const uint32_t* __restrict amax = s.amax.data();
+    float *__restrict out = s.scale.data(), *__restrict factor = s.factor.data();
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        float scale = as_float(amax[i] >= INFINITE ? 0x7FC00000u : amax[i]) / max;
+        if (SCALE == E4M3) {
+            scale = at_most(at_least(scale / above, least), 448.0f);
+            scale = round_element<true, NEAREST>(scale, e4m3, 0);
+        } else {
+            if (SCALE == BF16_SCALE) scale = as_float(bf16_bits(scale) << 16);
+            scale = scale == 0.0f ? 1.0f : scale;
+        }
+        out[i] = scale;
+        factor[i] = scale * above;
+    }
+    s.clips = true;
+}
+
+// Bounds of 1 / factor so far apart that x / factor, rounded, lies between x times each: the
+// reciprocal and the quotient are off by half an ulp, or up to 2^-24, each. Whether all scales keep
+// values, bounds and products far from what over- or underflows.
+bool reciprocals(int64_t n, Scratch& s) {
+    const uint32_t* __restrict amax = s.amax.data();
+    const float* __restrict factor = s.factor.data();
+    float *__restrict down = s.down.data(), *__restrict up = s.up.data();
+    int32_t unfit = 0;
+#pragma omp simd reduction(| : unfit)
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = as_bits(1.0f / factor[i]);
+        down[i] = as_float(bits - 2), up[i] = as_float(bits + 2);
+        unfit |= int32_t(!(factor[i] >= 0x1p-100f)) | int32_t(!(factor[i] <= 0x1p100f));
+        unfit |= int32_t(!(as_float(amax[i]) <= factor[i] * 0x1p20f));
+    }
+    return !unfit;
+}
+
+void scales_of(const Format& f, const Job& job, int64_t blocks, Scratch& s) {
+    const float above = job.tensor_scale ? *job.tensor_scale : 1.0f;
+    switch (f.scale) {
+        case E8M0: return e8m0_scales(f, blocks, s);
+        case E4M3: return wide_scales<E4M3>(f, above, blocks, s);
+        case BF16_SCALE: return wide_scales<BF16_SCALE>(f, above, blocks, s);
+        default: return wide_scales<FP32_SCALE>(f, above, blocks, s);
+    }
+}
+
+}  // namespace
