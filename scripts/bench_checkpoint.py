@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from data.prepare import Request, prepare
+from data.prepare import prepare
+from data.request import Request
 from train.fit import fit
 from train.module import PretrainModule
 from train.saving import Checkpoints

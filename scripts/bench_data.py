@@ -131,7 +131,8 @@ def bench_memory(folder: Path, cache: Path, megabytes: list[int]) -> None:
         with path.open("w") as file:
             for _ in range(0, size * 10**6, len(block.encode())):
                 file.write(block)
-        command = [sys.executable, "-m", "train.cli", "prepare", f"{folder}/{size}", "--text", path]
+        command = [sys.executable, "-m", "train.cli", "prepare", f"{folder}/{size}", "--text"]
+        command += [str(path)]
         command += ["--train-tokenizer", "4096", "--val-fraction", "0", "--workers", "2"]
         highest: dict[int, int] = {}
         with subprocess.Popen(

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_step import machine
+from timing import machine
 
-from data.prepare import Request, prepare
+from data.prepare import prepare
+from data.request import Request
 from train.cli import main as lowbit
 from train.runs import read_run
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("more", nargs="*", help="after --: further arguments of `lowbit fit`")
     args = parser.parse_args()
     every = 10
-    print(machine())
+    print(machine(torch.device("cpu")))
     files = "model/quickstart", f"recipe/{args.recipe}", "diagnostics/microscope"
     layers = [part for name in files for part in ("-c", str(CONFIGS / f"{name}.yaml"))]
     with tempfile.TemporaryDirectory() as folder:

@@ -46,7 +46,8 @@ class _Torchao(torch.autograd.Function):
 def _torchao(x: Tensor) -> Tensor:
     from torchao.prototype.mx_formats.mx_tensor import MXTensor
 
-    return MXTensor.to_mx(x, torch.float8_e4m3fn, 32).dequantize(x.dtype)
+    found: Tensor = MXTensor.to_mx(x, torch.float8_e4m3fn, 32).dequantize(x.dtype)
+    return found
 
 
 def layers(base: nn.Linear) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def layers(base: nn.Linear) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _torchao(torch.ones(32, 32))
-        rows["torchao mxfp8"] = lambda x: _Torchao.apply(x, base.weight)
+        rows["torchao mxfp8"] = lambda x: _Torchao.apply(x, base.weight)  # type: ignore[no-untyped-call]  # torch's
     except ImportError:
         print("torchao is not installed: no row of it")
     try:
@@ -107,9 +108,9 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in rows}
     for i in range(-2, a.repeats):
         for name, layer in rows.items():
-            taken = seconds(name, layer, x, base.weight, grad)
+            own = seconds(name, layer, x, base.weight, grad)
             if i >= 0:
-                times[name].append(taken)
+                times[name].append(own)
     print(timing.machine(a.device))
     print(f"{a.in_features} -> {a.out_features}, {a.tokens} tokens, forward + backward")
     for name, taken in times.items():

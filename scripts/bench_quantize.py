@@ -49,7 +49,7 @@ def peak_bytes(call: Call, x: Tensor) -> int:
     with LiveBytes([x]) as live:
         result = call()
     del result
-    return live.peak - x.nbytes
+    return int(live.peak - x.nbytes)
 
 
 def torchao_mxfp8(x: Tensor) -> Call | None:

@@ -23,7 +23,7 @@ from timing import machine, seconds
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lowbit import Emulate, Randomness, convert_linears, kernels
+from lowbit import Backend, Emulate, Randomness, convert_linears, kernels
 from lowbit.integer import Integer
 from lowbit.kernels.memory import keep_freed_memory
 from train.configuration import read_policy
@@ -31,6 +31,7 @@ from train.live_bytes import LiveBytes
 from train.module import token_losses
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+BACKENDS: dict[str, type[Backend]] = {"": Emulate, "integer": Integer}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # name -> shape, sequences, their length
 MODELS: dict[str, tuple[dict[str, Any], int, int]] = {
@@ -51,13 +52,11 @@ class Trainee:
         shape, batch, length = _shape(model)
         torch.manual_seed(0)
         self.device = device
-        self.model = LlamaForCausalLM(LlamaConfig(**shape, use_cache=False)).to(device)
+        self.model = LlamaForCausalLM(LlamaConfig(**shape, use_cache=False))
+        nn.Module.to(self.model, device)
         name, _, backend = recipe.partition(":")
         policy = read_policy(_yaml("recipe", name)["model"]["policy"])
-        convert_linears(
-            self.model, policy, randomness=Randomness(0),
-            backend={"": Emulate, "integer": Integer}[backend](),
-        )  # fmt: skip
+        convert_linears(self.model, policy, randomness=Randomness(0), backend=BACKENDS[backend]())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         ids = torch.randint(0, shape["vocab_size"], (batch, length + 1)).to(device)
         self.batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
@@ -66,7 +65,7 @@ class Trainee:
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16):
             loss = token_losses(self.model, self.batch).mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
 
@@ -79,7 +78,7 @@ class Trainee:
         self.optimizer.zero_grad()
         with LiveBytes(x for x in (*self.model.parameters(), *state)) as live:
             self.step()
-        return live.peak
+        return int(live.peak)
 
 
 def _yaml(kind: str, name: str) -> dict[str, Any]:

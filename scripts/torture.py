@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.prepare import Request, prepare
+from data.prepare import prepare
+from data.request import Request
 from train.checkpoint import AtomicCheckpointIO, complete_checkpoints, load_state, verify_checkpoint
 from train.fit import fit
 from train.module import PretrainModule
