@@ -92,9 +92,8 @@ def quantize_scaled(
     x, out, job = _whole(x, format, dim, dtype, (state, first_row))
     block_rows, blocks = -(-job.rows // job.block_rows), -(-job.columns // job.block_columns)
     amax = x.new_empty(job.outer * block_rows * blocks, dtype=_BITS[x.dtype])
-    job.amax = amax.data_ptr()
+    job.amax, job.apply_tensor_scale = amax.data_ptr(), apply
     above = _scale_above(job, x, E4M3.max * format[4])
-    job.tensor_scale, job.apply_tensor_scale = above.data_ptr(), apply
     _run(job, format, limit, x, dtype)
     return out, above
 
@@ -127,9 +126,10 @@ def _run(job: Job, format: list[float], limit: float, x: Tensor, dtype: torch.dt
 
 
 def _scale_above(job: Job, x: Tensor, most: float) -> Tensor:
-    bits = library().lowbit_amax(ctypes.byref(job), TYPES[x.dtype], threads_for(x))
-    amax = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
-    return (amax / most).clamp_(min=2.0**-117)
+    scale = x.new_empty((), dtype=torch.float32)
+    job.tensor_scale = scale.data_ptr()
+    library().lowbit_tensor_scale(ctypes.byref(job), TYPES[x.dtype], threads_for(x), most)
+    return scale
 
 
 def quantize_both(

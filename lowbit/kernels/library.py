@@ -56,6 +56,6 @@ def library() -> ctypes.CDLL:
     lib.lowbit_errors.restype = None
     lib.lowbit_crest_factors.argtypes = [pointer] + [number] * 2 + [pointer]
     lib.lowbit_crest_factors.restype = None
-    lib.lowbit_amax.argtypes = [pointer] + [number] * 2
-    lib.lowbit_amax.restype = ctypes.c_uint32
+    lib.lowbit_tensor_scale.argtypes = [pointer] + [number] * 2 + [ctypes.c_float]
+    lib.lowbit_tensor_scale.restype = None
     return lib

@@ -127,8 +127,8 @@ void lowbit_quantize_both(const Format* across_format, const Job* across, const 
     }
 }
 
-// Bits of the largest finite magnitude; those of the blocks' largest are kept in job->amax.
-uint32_t lowbit_amax(const Job* job, int32_t in, int32_t threads) {
+// scale.py's tensor_scale, to job->tensor_scale; the blocks' largest magnitudes are kept in job->amax.
+void lowbit_tensor_scale(const Job* job, int32_t in, int32_t threads, float most_code) {
     const auto run = in ? keep_largest<Bf16> : keep_largest<float>;
     const Cut cut(*job, job->block_rows == 1 ? ROW_WIDTH : WIDTH);
     const int64_t places = cut.places(*job);
@@ -140,7 +140,7 @@ uint32_t lowbit_amax(const Job* job, int32_t in, int32_t threads) {
         for (int64_t i = 0; i < places; i++)
             most = max_u(most, run(*job, cut.place(i, *job), scratch));
     }
-    return most;
+    *job->tensor_scale = at_least(as_float(most) / most_code, 0x1p-117f);
 }
 
 // What quantizing to each of `count` formats would do to one tensor, in one read of it; the jobs have

@@ -33,7 +33,7 @@ struct Job {
     void* amax;  // bits of the largest magnitude of each block, in the type of x; null: not kept
     int64_t outer, rows, columns, block_rows, block_columns;
     int64_t segment;  // length of the tensor's own last axis: rows of random numbers
-    const float* tensor_scale;  // NV formats, else null
+    float* tensor_scale;  // NV formats, else null
     int32_t apply_tensor_scale;  // multiply it into the values
     int32_t transposed;  // write [columns, rows]
     uint32_t key;
