@@ -1,4 +1,4 @@
-// Rows under wide scales without divisions, which take longer than all else: with AVX512-BF16.
+// Rows under wide scales without a division a value, which takes longer than all else: AVX512-BF16.
 #pragma once
 
 #include "scales.h"
@@ -11,16 +11,31 @@ namespace {
 
 // The general case: not done.
 template <bool FLOAT, class In, class Out>
-bool multiply(const Rows<In, Out>&, const Format&, float, const Scratch&) {
+bool multiply(const Rows<In, Out>&, const Format&, float, Scratch&) {
     return false;
 }
 
 #ifdef __AVX512BF16__
-constexpr bool MULTIPLIES = true;
+// 1 / factor, and whether what follows is exact. A remainder is a multiple of the ulps of factor and
+// quotient, at least 2^-139 for quotients that do not round to zero: FP32 holds it. Results are
+// normal numbers, as AVX512-BF16 makes zeros of others.
+bool reciprocals(const Format& f, int64_t n, Scratch& s) {
+    const uint32_t* __restrict amax = s.amax.data();
+    const float* __restrict factor = s.factor.data();
+    float* __restrict inverse = s.inverse.data();
+    int32_t unfit = f.is_float && f.min_exponent - f.mantissa_bits < -32;
+#pragma omp simd reduction(| : unfit)
+    for (int64_t i = 0; i < n; i++) {
+        inverse[i] = 1.0f / factor[i];
+        unfit |= int32_t(!(factor[i] >= 0x1p-60f)) | int32_t(!(factor[i] <= 0x1p60f));
+        unfit |= int32_t(!(as_float(amax[i]) <= factor[i] * 0x1p20f));
+    }
+    return !unfit;
+}
 
 // What sixteen values need to know.
 struct Entries {
-    __m512 down, up, factor, scale;
+    __m512 factor, inverse, scale;
 };
 
 // `COLUMNS`: each column has its own in the scratch space, else 2^shift share them.
@@ -29,7 +44,7 @@ Entries entries(const Scratch& s, int64_t column, int shift) {
     const auto sixteen = [&](const std::vector<float>& of) {
         return COLUMNS ? _mm512_loadu_ps(&of[column]) : _mm512_set1_ps(of[column >> shift]);
     };
-    return {sixteen(s.down), sixteen(s.up), sixteen(s.factor), sixteen(s.scale)};
+    return {sixteen(s.factor), sixteen(s.inverse), sixteen(s.scale)};
 }
 
 template <bool FLOAT>
@@ -43,7 +58,7 @@ struct Multiplied {
           to_ulps(_mm512_set1_epi32(((23 - f.mantissa_bits) << 23) + (1 << 22))),
           one(_mm512_set1_epi32(as_bits(0x1.8p23f))) {}
 
-    // 1.5 * 2^23 ulps of the element: adding them rounds to nearest even, a fused product once.
+    // 1.5 * 2^23 ulps of the element: adding them rounds to nearest even.
     __m512 far(__m512 y) const {
         if (!FLOAT) return _mm512_castsi512_ps(one);
         const __m512i exponent = _mm512_set1_epi32(0x7F800000);
@@ -51,16 +66,20 @@ struct Multiplied {
         return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_max_epu32(binade, least), to_ulps));
     }
 
-    // x / factor, rounded to FP32, lies between x * down and x * up. Where both round to one code,
-    // so does it; where they do not, only dividing tells.
+    // x / factor as division rounds it: of a numerator of eight bits, one correction by the remainder
+    // makes it so, for all pairs of significands (tests/lowbit/kernels/quotients.cpp).
+    static __m512 quotient(__m512 x, const Entries& e) {
+        const __m512 near = _mm512_mul_ps(x, e.inverse);
+        const __m512 remainder = _mm512_fnmadd_ps(near, e.factor, x);
+        return _mm512_fmadd_ps(remainder, e.inverse, near);
+    }
+
     __m512 sixteen(const Bf16* from, const Entries& e) const {
         const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
         const __m512 x = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-        const __m512 ulps = far(_mm512_mul_ps(x, e.up));
-        __m512 sum = _mm512_fmadd_ps(x, e.up, ulps);
-        if (__builtin_expect(_mm512_cmpneq_ps_mask(sum, _mm512_fmadd_ps(x, e.down, ulps)), 0))
-            sum = _mm512_add_ps(_mm512_div_ps(x, e.factor), ulps);
-        const __m512 code = _mm512_range_ps(_mm512_sub_ps(sum, ulps), max, 2);  // least magnitude
+        const __m512 y = quotient(x, e), ulps = far(y);
+        const __m512 rounded = _mm512_sub_ps(_mm512_add_ps(y, ulps), ulps);
+        const __m512 code = _mm512_range_ps(rounded, max, 2);  // the lesser magnitude
         return _mm512_mul_ps(_mm512_mul_ps(code, e.scale), above);
     }
 
@@ -88,12 +107,13 @@ struct Multiplied {
     }
 };
 
-// Whether it is done; `reciprocals` has found the scales fit for it.
+// Whether it is done.
 template <bool FLOAT>
-bool multiply(const Rows<Bf16, Bf16>& rows, const Format& f, float above, const Scratch& s) {
+bool multiply(const Rows<Bf16, Bf16>& rows, const Format& f, float above, Scratch& s) {
     const int64_t size = rows.size;
     const bool shared_by_sixteens = size >= 16 && !(size & (size - 1));
     if (rows.columns % 32 || !(size == 1 || shared_by_sixteens) || f.min != -f.max) return false;
+    if (!reciprocals(f, (rows.columns + size - 1) / size, s)) return false;
     const Multiplied<FLOAT> values(f, above);
     int64_t r = 0;
     for (; size == 1 && r + TOGETHER <= rows.count; r += TOGETHER)
@@ -103,8 +123,6 @@ bool multiply(const Rows<Bf16, Bf16>& rows, const Format& f, float above, const 
                   : values.template run<false, 1>(rows, r, s);
     return true;
 }
-#else
-constexpr bool MULTIPLIES = false;
 #endif
 
 }  // namespace

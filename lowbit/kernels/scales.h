@@ -14,13 +14,13 @@ struct Scratch {
     std::vector<float> factor, scale;  // what elements are multiplied with or divided by; the scale
     std::vector<float> low, high;  // bounds of codes under E8M0 scales
     bool clips = true;  // whether a code may lie beyond its bounds
-    std::vector<float> down, up;  // below and above 1 / factor, see reciprocals
+    std::vector<float> inverse;  // 1 / factor, see reciprocal.h
     std::vector<uint16_t> narrow;
     std::vector<float> tile;  // values before they are transposed
 
     explicit Scratch(int64_t width, int64_t tile_rows)
-        : amax(width), factor(width), scale(width), low(width), high(width), down(width),
-          up(width), narrow(width), tile(width * tile_rows) {}
+        : amax(width), factor(width), scale(width), low(width), high(width),
+          inverse(width), narrow(width), tile(width * tile_rows) {}
 };
 
 // One block row and the columns from `begin` to `end` of it.
@@ -99,24 +99,6 @@ void wide_scales(const Format& f, float above, int64_t n, Scratch& s) {
         factor[i] = scale * above;
     }
     s.clips = true;
-}
-
-// Bounds of 1 / factor so far apart that x / factor, rounded, lies between x times each: the
-// reciprocal and the quotient are off by half an ulp, or up to 2^-24, each. Whether all scales keep
-// values, bounds and products far from what over- or underflows.
-bool reciprocals(int64_t n, Scratch& s) {
-    const uint32_t* __restrict amax = s.amax.data();
-    const float* __restrict factor = s.factor.data();
-    float *__restrict down = s.down.data(), *__restrict up = s.up.data();
-    int32_t unfit = 0;
-#pragma omp simd reduction(| : unfit)
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t bits = as_bits(1.0f / factor[i]);
-        down[i] = as_float(bits - 2), up[i] = as_float(bits + 2);
-        unfit |= int32_t(!(factor[i] >= 0x1p-100f)) | int32_t(!(factor[i] <= 0x1p100f));
-        unfit |= int32_t(!(as_float(amax[i]) <= factor[i] * 0x1p20f));
-    }
-    return !unfit;
 }
 
 void scales_of(const Format& f, const Job& job, int64_t blocks, Scratch& s) {

@@ -220,8 +220,8 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     const bool tiled = job.transposed || !job.out;
     Out* out = tiled ? reinterpret_cast<Out*>(s.tile.data()) : static_cast<Out*>(job.out) + t.first;
     const Rows<In, Out> rows{x, out, t.stride, tiled ? t.columns : job.columns, t.rows, t.columns, size};
-    constexpr bool quick = MULTIPLIES && !E8M0_SCALE && ROUNDING == NEAREST && sizeof(Out) == 2;
-    if (!quick || !reciprocals(t.blocks, s) || !multiply<FLOAT>(rows, f, above, s)) {
+    constexpr bool divides = !E8M0_SCALE && ROUNDING == NEAREST;
+    if (!divides || !multiply<FLOAT>(rows, f, above, s)) {
         const auto run = s.clips ? Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE, true>::run
                                  : Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE, !E8M0_SCALE>::run;
         run(rows, f, above, Noise{job, t.first, uint32_t(p.begin % job.segment)}, s);

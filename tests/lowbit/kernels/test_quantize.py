@@ -1,8 +1,11 @@
 """The C++ quantizer equals the PyTorch definition bit for bit."""
 
+import os
+import subprocess
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -129,6 +132,17 @@ def test_equals_the_definition_on_every_value_below_many_maxima(format: BlockFor
         for values in (x, x * 2.0**-110):  # results among the subnormals
             _assert_equal(values, replace(format, block_size=size), 1)
             _assert_equal(values.t().contiguous(), replace(format, block_size=size), 0)
+
+
+@pytest.mark.skipif(
+    not torch.cpu.get_capabilities().get("avx512_bf16"), reason="nothing is divided so here"
+)
+def test_corrected_quotients_are_those_of_division(tmp_path: Path) -> None:
+    source, program = Path(__file__).parent / "quotients.cpp", str(tmp_path / "quotients")
+    flags = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fopenmp-simd")
+    subprocess.run([os.environ.get("CXX", "c++"), *flags, str(source), "-o", program], check=True)
+    wrong, uncorrected = map(int, subprocess.check_output([program]).split())
+    assert wrong == 0 < uncorrected  # of 2^30
 
 
 @pytest.mark.parametrize("name", ["nvint8", "nvint4", "nvfp4"])
