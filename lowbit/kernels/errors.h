@@ -3,6 +3,8 @@
 
 #include "strip.h"
 
+#include <vector>
+
 namespace {
 
 // Of a tensor, or of what quantizing leaves of it.

@@ -41,7 +41,7 @@ struct Entries {
 // `COLUMNS`: each column has its own in the scratch space, else 2^shift share them.
 template <bool COLUMNS>
 Entries entries(const Scratch& s, int64_t column, int shift) {
-    const auto sixteen = [&](const std::vector<float>& of) {
+    const auto sixteen = [&](const Lines<float>& of) {
         return COLUMNS ? _mm512_loadu_ps(&of[column]) : _mm512_set1_ps(of[column >> shift]);
     };
     return {sixteen(s.factor), sixteen(s.inverse), sixteen(s.scale)};
