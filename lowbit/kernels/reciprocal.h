@@ -83,28 +83,35 @@ struct Multiplied {
         return _mm512_mul_ps(_mm512_mul_ps(code, e.scale), above);
     }
 
-    void thirty_two(const Bf16* x, Bf16* out, const Entries& low, const Entries& high) const {
+    __m512i thirty_two(const Bf16* x, const Entries& low, const Entries& high) const {
         const __m512 second = sixteen(x + 16, high), first = sixteen(x, low);
         const __m512i bits = __m512i(_mm512_cvtne2ps_pbh(second, first));  // none is subnormal
-        const __m512i sign = _mm512_set1_epi16(-32768);
-        const __m512i signed_bits = _mm512_ternarylogic_epi32(  // zeros have lost that of x
-            bits, _mm512_loadu_si512(x), sign, 0xF8);
-        _mm512_storeu_si512(out, signed_bits);
+        const __m512i sign = _mm512_set1_epi16(-32768);  // of x: zeros have lost it
+        return _mm512_ternarylogic_epi32(bits, _mm512_loadu_si512(x), sign, 0xF8);
     }
 
-    // COUNT rows from row `r` on.
+    // COUNT rows from row `r` on. Several at once are written past the caches where those hold no
+    // result anyway: stores that wait for memory block loads at like addresses, a few lines apart.
     template <bool COLUMNS, int COUNT>
     void run(const Rows<Bf16, Bf16>& rows, int64_t r, const Scratch& s) const {
         const Bf16* x = rows.x + r * rows.stride;
         Bf16* out = rows.out + r * rows.out_stride;
         const int shift = __builtin_ctzll(rows.size);
+        const bool past_caches = COUNT > 1 && rows.out_is_large && starts_line(out) &&
+                                 starts_line(out + rows.out_stride);
         for (int64_t c = 0; c < rows.columns; c += 32) {
             const Entries low = entries<COLUMNS>(s, c, shift);
             const Entries high = entries<COLUMNS>(s, c + 16, shift);
-            for (int i = 0; i < COUNT; i++)
-                thirty_two(x + i * rows.stride + c, out + i * rows.out_stride + c, low, high);
+            __m512i found[COUNT];
+            for (int i = 0; i < COUNT; i++) found[i] = thirty_two(x + i * rows.stride + c, low, high);
+            for (int i = 0; i < COUNT; i++) {
+                auto* to = reinterpret_cast<__m512i*>(out + i * rows.out_stride + c);
+                past_caches ? _mm512_stream_si512(to, found[i]) : _mm512_storeu_si512(to, found[i]);
+            }
         }
     }
+
+    static bool starts_line(const Bf16* out) { return reinterpret_cast<uintptr_t>(out) % 64 == 0; }
 };
 
 // Whether it is done.
@@ -121,6 +128,7 @@ bool multiply(const Rows<Bf16, Bf16>& rows, const Format& f, float above, Scratc
     for (; r < rows.count; r++)
         size == 1 ? values.template run<true, 1>(rows, r, s)
                   : values.template run<false, 1>(rows, r, s);
+    _mm_sfence();  // who waits for this thread sees what went past the caches
     return true;
 }
 #endif

@@ -63,6 +63,7 @@ struct Rows {
     Out* out;
     int64_t stride, out_stride;
     int64_t count, columns, size;
+    bool out_is_large;  // no cache will hold it
 };
 
 constexpr int TOGETHER = 4;  // rows read side by side: entries are loaded once, and memory is quicker

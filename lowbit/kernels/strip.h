@@ -206,6 +206,8 @@ void saturate(Value* values, int64_t n, float limit) {
 }
 void saturate(int8_t*, int64_t, float) {}  // codes
 
+constexpr int64_t LARGE = 1 << 24;  // values: more than caches hold of a result
+
 using StripFunction = void (*)(const Format&, const Job&, const Place&, Scratch&);
 
 // The values of a strip whose largest magnitudes are known.
@@ -219,7 +221,9 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     const float above = job.apply_tensor_scale ? *job.tensor_scale : 1.0f;
     const bool tiled = job.transposed || !job.out;
     Out* out = tiled ? reinterpret_cast<Out*>(s.tile.data()) : static_cast<Out*>(job.out) + t.first;
-    const Rows<In, Out> rows{x, out, t.stride, tiled ? t.columns : job.columns, t.rows, t.columns, size};
+    const bool large = !tiled && job.outer * job.rows * job.columns > LARGE;
+    const int64_t out_stride = tiled ? t.columns : job.columns;
+    const Rows<In, Out> rows{x, out, t.stride, out_stride, t.rows, t.columns, size, large};
     constexpr bool divides = !E8M0_SCALE && ROUNDING == NEAREST;
     if (!divides || !multiply<FLOAT>(rows, f, above, s)) {
         const auto run = s.clips ? Kernel<In, Out, FLOAT, ROUNDING, E8M0_SCALE, true>::run
