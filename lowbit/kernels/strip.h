@@ -43,10 +43,46 @@ void run_amax(const Value* x, int64_t columns, int64_t size, uint32_t* amax) {
     }
 }
 
+#if defined(__AVX512BW__) && !defined(__clang__)  // clang has no __builtin_shuffle
+typedef uint16_t Shorts __attribute__((vector_size(64)));
+
+// Largest magnitudes of 32 runs of N: of those of N / 2, neighbours are compared.
+template <int N>
+Shorts largest_of_runs(const Bf16* x) {
+    if constexpr (N == 1) {
+        Shorts values;
+        std::memcpy(&values, x, sizeof values);
+        return values & 0x7FFF;
+    } else {
+        const Shorts left = largest_of_runs<N / 2>(x), right = largest_of_runs<N / 2>(x + 16 * N);
+        const Shorts even = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                             32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+        const Shorts a = __builtin_shuffle(left, right, even);
+        const Shorts b = __builtin_shuffle(left, right, even + 1);
+        return a > b ? a : b;
+    }
+}
+
+template <int N>
+void run_amax(const Bf16* x, int64_t columns, uint32_t* amax) {
+    int64_t c = 0;
+    for (; c + 32 * N <= columns; c += 32 * N) {
+        const Shorts most = largest_of_runs<N>(x + c);
+        for (int i = 0; i < 32; i++) amax[c / N + i] = widen(uint16_t(most[i]));
+    }
+    run_amax<N>(x + c, columns - c, int64_t(N), amax + c / N);
+}
+#endif
+
+template <int N, class Value>
+void run_amax(const Value* x, int64_t columns, uint32_t* amax) {
+    run_amax<N>(x, columns, int64_t(N), amax);
+}
+
 template <class Value>
 void block_amax(const Value* x, int64_t columns, int64_t size, uint32_t* amax) {
-    if (size == 32 && columns % 32 == 0) return run_amax<32>(x, columns, size, amax);
-    if (size == 16 && columns % 16 == 0) return run_amax<16>(x, columns, size, amax);
+    if (size == 32 && columns % 32 == 0) return run_amax<32>(x, columns, amax);
+    if (size == 16 && columns % 16 == 0) return run_amax<16>(x, columns, amax);
     run_amax<0>(x, columns, size, amax);
 }
 
