@@ -145,6 +145,17 @@ def test_corrected_quotients_are_those_of_division(tmp_path: Path) -> None:
     assert wrong == 0 < uncorrected  # of 2^30
 
 
+@pytest.mark.parametrize("first", [0, 1])  # value of the storage: lines begin elsewhere
+def test_equals_the_definition_on_a_tensor_that_no_cache_holds(first: int) -> None:
+    x = torch.randn(4100 * 4096 + first, generator=torch.Generator().manual_seed(7)).bfloat16()
+    x = x[first:].view(4100, 4096)  # the last blocks are short
+    format = lowbit.block_format("nvfp4")
+    with kernels.using("require"):
+        ours = lowbit.fake_quantize(x, format, 0)
+    with kernels.using("off"):
+        assert torch.equal(ours, lowbit.fake_quantize(x, format, 0))
+
+
 @pytest.mark.parametrize("name", ["nvint8", "nvint4", "nvfp4"])
 def test_equals_the_definition_at_the_end_of_the_dtype(name: str) -> None:
     largest = torch.finfo(torch.float32).max
