@@ -2,6 +2,8 @@
 
 from lowbit.backend import Backend, Emulate, Operand, block_matmul
 from lowbit.convert import convert_linears, enter_phase, unquantized
+from lowbit.definition.noise import Key, Randomness
+from lowbit.definition.rotation import Rotation, rotate
 from lowbit.formats import (
     Arithmetic,
     BlockFormat,
@@ -15,11 +17,9 @@ from lowbit.formats import (
 from lowbit.integer import Integer
 from lowbit.keep import Keep
 from lowbit.linear import QuantLinear
-from lowbit.noise import Key, Randomness
 from lowbit.policy import LayerPolicy, LayerRule
 from lowbit.quantize import QuantizedTensor, fake_quantize, quantize
 from lowbit.recipe import Phase, QuantRecipe
-from lowbit.rotation import Rotation, rotate
 from lowbit.stats import crest_factor, qsnr_db
 
 __all__ = [

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lowbit import kernels
+from lowbit.definition.noise import Key
 from lowbit.formats import BlockFormat
-from lowbit.noise import Key
 from lowbit.quantize import QuantizedTensor, quantize, quantize_values
 
 

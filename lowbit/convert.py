@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from torch import nn
 
 from lowbit.backend import Backend, Emulate
+from lowbit.definition.noise import Randomness
 from lowbit.keep import Keep
 from lowbit.linear import QuantLinear
-from lowbit.noise import Randomness
 from lowbit.policy import LayerPolicy
 from lowbit.recipe import Phase, QuantRecipe
 

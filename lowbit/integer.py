@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lowbit import kernels
 from lowbit.backend import Emulate, Operand, Wanted
+from lowbit.definition.noise import Key
 from lowbit.formats import Arithmetic, BlockFormat, IntFormat
-from lowbit.noise import Key
 from lowbit.quantize import QuantizedTensor, quantize
 from lowbit.recipe import GEMMS, QuantRecipe
 

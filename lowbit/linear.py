@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.backend import Backend, Emulate
+from lowbit.definition.noise import Randomness
 from lowbit.keep import Keep, KeptWeights
-from lowbit.noise import Randomness
 from lowbit.numerics import LayerNumerics
 from lowbit.recipe import OPERANDS, QuantRecipe
 from lowbit.shared import LatestInput, Made

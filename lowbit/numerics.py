@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from lowbit.backend import Backend, Operand
+from lowbit.definition.noise import Key
+from lowbit.definition.rotation import rotate
 from lowbit.formats import BlockFormat, Rounding
 from lowbit.keep import KeptWeights
-from lowbit.noise import Key
 from lowbit.quantize import QuantizedTensor
 from lowbit.recipe import OPERANDS, QuantRecipe
-from lowbit.rotation import rotate
 from lowbit.shared import Made
 
 

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowbit import codes as encoding
 from lowbit import kernels
-from lowbit.blocks import from_blocks, to_blocks
-from lowbit.definition import rounded, saturated, scaled_blocks
+from lowbit.definition import codes as encoding
+from lowbit.definition.blocks import from_blocks, to_blocks
+from lowbit.definition.noise import Key
+from lowbit.definition.scale import power_of_two
+from lowbit.definition.steps import rounded, saturated, scaled_blocks
 from lowbit.formats import E4M3, BlockFormat, IntFormat, Rounding, ScaleFormat, block_format
-from lowbit.noise import Key
-from lowbit.scale import power_of_two
 
 
 def fake_quantize(

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
 
+from lowbit.definition.rotation import Rotation
 from lowbit.formats import BlockFormat, Rounding, block_format
-from lowbit.rotation import Rotation
 
 GEMMS = {
     "fprop": ("fprop_input", "fprop_weight"),

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from lowbit import kernels
-from lowbit.blocks import to_blocks
-from lowbit.definition import scaled_blocks
+from lowbit.definition.blocks import to_blocks
+from lowbit.definition.noise import Key
+from lowbit.definition.steps import scaled_blocks
 from lowbit.formats import BlockFormat, IntFormat
-from lowbit.noise import Key
+from lowbit.measure.unbiasedness import GradientErrors as GradientErrors
+from lowbit.measure.unbiasedness import gradient_errors as gradient_errors
 from lowbit.quantize import checked, fake_quantize, unclamped_codes
-from lowbit.unbiased import GradientErrors as GradientErrors
-from lowbit.unbiased import gradient_errors as gradient_errors
 
 
 def qsnr_db(x: Tensor, quantized: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ import torch
 
 from data.prepare import prepare
 from data.request import Request
-from train.fit import fit
-from train.module import PretrainModule
-from train.saving import Checkpoints
+from train.fit.fit import fit
+from train.fit.saving import Checkpoints
+from train.model.module import PretrainModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EVERY = 50
@@ -110,7 +110,7 @@ def bench(model: Path, steps: int, repeats: int) -> None:
 def import_seconds() -> float:
     """Of `lowbit fit`, in a new process."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-P", "-c", "import train.fit"], check=True)
+    subprocess.run([sys.executable, "-P", "-c", "import train.fit.fit"], check=True)
     return time.perf_counter() - began
 
 

@@ -18,7 +18,7 @@ from timing import machine
 from data.prepare import prepare
 from data.request import Request
 from train.cli import main as lowbit
-from train.runs import read_run
+from train.runs.run import read_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lowbit import Emulate, QuantLinear, QuantRecipe, kernels
 from lowbit.integer import Integer
-from lowbit.kernels.memory import keep_freed_memory
+from lowbit.kernels.cpu.memory import keep_freed_memory
 
 WITHOUT_KERNELS = ("mxint8 PyTorch",)
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lowbit import fake_quantize, kernels
 from lowbit.formats import NAMED, block_format
-from lowbit.kernels.memory import keep_freed_memory
-from train.live_bytes import LiveBytes
+from lowbit.kernels.cpu.memory import keep_freed_memory
+from train.plan.live_bytes import LiveBytes
 
 Call = Callable[[], object]
 WARM_UP = 8  # calls, until results lie in memory that an earlier one has left

@@ -25,10 +25,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lowbit import Backend, Emulate, Randomness, convert_linears, kernels
 from lowbit.integer import Integer
-from lowbit.kernels.memory import keep_freed_memory
-from train.configuration import read_policy
-from train.live_bytes import LiveBytes
-from train.module import token_losses
+from lowbit.kernels.cpu.memory import keep_freed_memory
+from train.fit.configuration import read_policy
+from train.model.module import token_losses
+from train.plan.live_bytes import LiveBytes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BACKENDS: dict[str, type[Backend]] = {"": Emulate, "integer": Integer}

@@ -8,8 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from train.branch_set import read_branches
-from train.estimate import estimate
+from train.compare.branches import read_branches
+from train.stats.strata import estimate
 
 ROUNDS = 3
 

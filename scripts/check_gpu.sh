@@ -20,7 +20,7 @@ failed=0
 pytest -q -rs -m gpu tests 2>&1 | tee -a "$report" || failed=1
 printf '```\n' >> "$report"
 
-lowbit prepare "$runs/data" --text 'lowbit/*.py' 'train/*.py' 'data/*.py' 'tests/*/*.py' --tokenizer bytes
+lowbit prepare "$runs/data" --text 'lowbit/*.py' 'train/*/*.py' 'data/*.py' 'tests/*/*.py' --tokenizer bytes
 for recipe in bf16 mxint8 mxfp8; do
     lowbit fit -c configs/launch/145m-ddp.yaml -c "configs/recipe/$recipe.yaml" \
         --data.path "$runs/data" --run_dir "$runs/$recipe" --data.global_batch_size 8 \

@@ -26,9 +26,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.prepare import prepare
 from data.request import Request
-from train.checkpoint import AtomicCheckpointIO, complete_checkpoints, load_state, verify_checkpoint
-from train.fit import fit
-from train.module import PretrainModule
+from train.checkpoints.folder import (
+    AtomicCheckpointIO,
+    complete_checkpoints,
+    load_state,
+    verify_checkpoint,
+)
+from train.fit.fit import fit
+from train.model.module import PretrainModule
 
 EVENTS = {"m": "micro-batch", "s": "save", "v": "validation"}
 STOCHASTIC = "{name: mxint8, rounding: stochastic}"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from train.budget import PlanCLI
-from train.cli import VERBS, main
-from train.configuration import RunCLI
+from train.cli import MODULES, VERBS, main
+from train.fit.configuration import RunCLI
+from train.plan.plan import PlanCLI
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,9 +27,7 @@ def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert cli(verb, arguments).config.model.policy.name
         return
     called: list[Any] = []
-    modules = ("data.prepare", "train.sweep", "train.compare", "train.formats_table")
-    analysis = ("analyze", "evaluate", "theory", "reproduce")
-    for module in (*modules, *(f"train.analysis.{name}" for name in analysis)):
+    for module in MODULES.values():
         monkeypatch.setattr(f"{module}.run", lambda args: called.append(args) or 0)
     assert main([verb, *arguments]) == 0
     assert len(called) == 1

@@ -18,16 +18,16 @@ VERBS = {
     "theory": "QSNR against crest factor, in theory and on random numbers",
     "reproduce": "the study's published results against measured ones",
 }
-_CONFIGURED = {"fit": "train.fit", "validate": "train.fit", "plan": "train.budget"}
-_MODULES = {
+_CONFIGURED = {"fit": "train.fit.fit", "validate": "train.fit.fit", "plan": "train.plan.plan"}
+MODULES = {
     "prepare": "data.prepare",
-    "sweep": "train.sweep",
-    "compare": "train.compare",
-    "formats": "train.formats_table",
+    "sweep": "train.sweep.sweep",
+    "compare": "train.compare.compare",
+    "formats": "train.analysis.formats_table",
     "analyze": "train.analysis.analyze",
     "eval": "train.analysis.evaluate",
     "theory": "train.analysis.theory",
-    "reproduce": "train.analysis.reproduce",
+    "reproduce": "train.reproduce.reproduce",
 }
 EXIT_CODES = (
     "exit codes: 0 done, 1 a bound of compare exceeded, 2 bad input, 3 not finite; "
@@ -49,10 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
         subparser = verbs.add_parser(verb, help=summary, description=summary)
-        if verb in _MODULES and argv[:1] == [verb]:
-            importlib.import_module(_MODULES[verb]).add_arguments(subparser)
+        if verb in MODULES and argv[:1] == [verb]:
+            importlib.import_module(MODULES[verb]).add_arguments(subparser)
     args = parser.parse_args(argv)
-    return _guarded(lambda: importlib.import_module(_MODULES[args.verb]).run(args))
+    return _guarded(lambda: importlib.import_module(MODULES[args.verb]).run(args))
 
 
 def _guarded(verb: Callable[[], int]) -> int:

@@ -5,6 +5,7 @@ built and says in one line where they cannot, `require` raises there, `off` keep
 C++ for CPUs, Triton for CUDA devices.
 """
 
+import importlib
 import logging
 import math
 import os
@@ -16,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowbit.definition.noise import Key
 from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat
-from lowbit.kernels import measure
-from lowbit.kernels.build import BuildError
-from lowbit.kernels.cpu import TRANSPOSING_PAYS
-from lowbit.kernels.library import library
+from lowbit.kernels.cpu import measure
+from lowbit.kernels.cpu.build import BuildError
+from lowbit.kernels.cpu.calls import TRANSPOSING_PAYS
+from lowbit.kernels.cpu.library import library
 from lowbit.kernels.request import Request, quantize, quantize_both
 from lowbit.kernels.request import codes as _codes
-from lowbit.noise import Key
 
 _MODES = ("off", "auto", "require")
 _mode: str | None = None  # of `using`; else the environment's
@@ -69,7 +70,7 @@ def _load(device: str) -> None:
     if device == "cpu":
         library()
     else:
-        from lowbit.kernels import gpu as gpu  # needs Triton
+        importlib.import_module("lowbit.kernels.gpu.calls")  # needs Triton
 
 
 Values = tuple[Tensor, Tensor | None]  # and the tensor scale of NV formats

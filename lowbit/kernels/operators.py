@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit.kernels import cpu
+from lowbit.kernels.cpu import calls as cpu
 
 
 def _like(x: Tensor, format: list[float], dim: int, dtype: torch.dtype, *_: Any) -> Tensor:
@@ -46,7 +46,7 @@ def _like_product(
 
 def _on_gpu(name: str) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
-        from lowbit.kernels import gpu  # needs Triton, which only GPU machines have
+        from lowbit.kernels.gpu import calls as gpu  # needs Triton, which only GPU machines have
 
         return getattr(gpu, name)(*arguments)
 

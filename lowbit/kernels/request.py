@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from lowbit.definition.noise import Key
 from lowbit.formats import E4M3, BlockFormat, FloatFormat, Rounding, ScaleFormat, ScaleRule
-from lowbit.kernels import cpu
 from lowbit.kernels import operators as operators  # registers them
-from lowbit.noise import Key
+from lowbit.kernels.cpu import calls as cpu
 
 _SCALES = [ScaleFormat.E8M0, ScaleFormat.E4M3, ScaleFormat.BF16, ScaleFormat.FP32]
 _ROUNDINGS = [Rounding.NEAREST, Rounding.HALF_AWAY, Rounding.STOCHASTIC]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lowbit import IntFormat, quantize
-from lowbit.codes import pack, unpack
+from lowbit.definition.codes import pack, unpack
 from lowbit.formats import NAMED
 
 

@@ -18,9 +18,9 @@ from lowbit import (
     ScaleRule,
     block_format,
 )
-from lowbit.codes import decode, encode
+from lowbit.definition.codes import decode, encode
+from lowbit.definition.scale import power_of_two
 from lowbit.formats import ALIASES, E2M1, E2M3, E3M2, E4M3, E5M2, NAMED
-from lowbit.scale import power_of_two
 
 ELEMENTS = [
     (E4M3, ml_dtypes.float8_e4m3fn),

@@ -16,8 +16,8 @@ from lowbit import (
     fake_quantize,
     kernels,
 )
+from lowbit.definition.noise import uniform
 from lowbit.formats import NAMED
-from lowbit.noise import uniform
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"

@@ -10,8 +10,8 @@ from torch import Tensor
 import lowbit
 from lowbit import Emulate, Keep, QuantLinear, QuantRecipe, Randomness, Rounding, kernels
 from lowbit.backend import Operand
+from lowbit.definition.noise import Key
 from lowbit.formats import NAMED, BlockFormat
-from lowbit.noise import Key
 
 RANDOM = replace(NAMED["mxfp8"], rounding=Rounding.STOCHASTIC)
 RECIPES = {

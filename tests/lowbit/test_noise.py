@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lowbit import BlockFormat, Key, Randomness, Rounding, ScaleRule, fake_quantize, quantize
+from lowbit.definition.noise import _mix, uniform
 from lowbit.formats import INT8, MXFP8, MXINT8, NAMED, NVFP4, NVINT4
-from lowbit.noise import _mix, uniform
 
 pytestmark = pytest.mark.usefixtures("definition")
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lowbit import Rounding, block_format, fake_quantize, kernels, qsnr_db
+from lowbit.definition.noise import Key
 from lowbit.formats import NAMED
-from lowbit.noise import Key
 from lowbit.stats import (
     QuantizationError,
     crest_factor,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lowbit import Key, Rotation, rotate
-from lowbit.noise import uniform
-from lowbit.rotation import SIZES
+from lowbit.definition.noise import uniform
+from lowbit.definition.rotation import SIZES
 
 every_rotation = pytest.mark.parametrize(
     "rotation", [Rotation(size, seed) for size in SIZES for seed in (None, 3)], ids=str

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lowbit import IntFormat, Rounding, fake_quantize
+from lowbit.definition.rounding import round_to_bf16, round_to_element_
 from lowbit.formats import MXFP8, MXFP8_E5M2, NAMED, FloatFormat
-from lowbit.rounding import round_to_bf16, round_to_element_
 
 pytestmark = pytest.mark.usefixtures("definition")
 

@@ -118,7 +118,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def on_micro_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Have something done while the micro-batch with this number, from 0, is trained on."""
-    from train.module import PretrainModule
+    from train.model.module import PretrainModule
 
     original = PretrainModule.training_step
 
@@ -159,7 +159,7 @@ def assert_same_run() -> Callable[..., None]:
     """
     import csv
 
-    from train.checkpoint import complete_checkpoints, load_state, verify_checkpoint
+    from train.checkpoints.folder import complete_checkpoints, load_state, verify_checkpoint
 
     def rows(run: Path, but: tuple[str, ...]) -> list[dict[str, str]]:
         with (run / "metrics.csv").open(newline="") as file:
@@ -186,8 +186,8 @@ def save() -> Callable[..., Path]:
     """Write a small checkpoint of a step, whose weights are its number, `full` or `sharded`."""
     import torch
 
-    from train.checkpoint import AtomicCheckpointIO
-    from train.sharded import save_sharded
+    from train.checkpoints.folder import AtomicCheckpointIO
+    from train.checkpoints.sharded import save_sharded
 
     def write(folder: Path, step: int, kind: str = "full") -> Path:
         weights = {"weights": torch.full((300,), float(step))}

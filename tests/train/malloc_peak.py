@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train.module import PretrainModule
+from train.model.module import PretrainModule
 
 
 class MallocInfo(ctypes.Structure):

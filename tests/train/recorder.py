@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from train.module import PretrainModule
+from train.model.module import PretrainModule
 
 
 class Recorder:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from train.runs import read_runs
+from train.runs.run import read_runs
 
 Fit = Callable[..., int]
 

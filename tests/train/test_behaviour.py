@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.behaviour import common_target, norm_trend, spikes, tokens_to
-from train.runs import Run
+from train.compare.dynamics import common_target, norm_trend, spikes, tokens_to
+from train.runs.run import Run
 
 
 def run(val: list[float], status: str = "finished") -> Run:

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from train.branch_run import Continuation, build_module
-from train.branch_set import read_branches
-from train.branch_units import Arms, BranchPoint
-from train.checkpoint import load_state
+from train.checkpoints.folder import load_state
 from train.cli import main
-from train.estimate import estimate
-from train.plan import Variant
-from train.runs import read_run
-from train.yaml_safe import load_yaml
+from train.compare.branches import read_branches
+from train.config.strict_yaml import load_yaml
+from train.runs.run import read_run
+from train.stats.strata import estimate
+from train.sweep.continuation import Continuation, build_module
+from train.sweep.request import Variant
+from train.sweep.units import Arms, BranchPoint
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_chaos_alone_is_rarely_called_a_difference(
     variants = [Variant("bf16", "", recipes / "bf16.yaml", {}), Variant("p", "", controls, {})]
     arms = Arms(point.config, variants)
     state = load_state(point.path)
-    monkeypatch.setattr("train.branch_run.load_state", lambda _: state)  # 600 times the same
+    monkeypatch.setattr("train.sweep.continuation.load_state", lambda _: state)
     gaps = []
     for branch in range(600):
         continuation = Continuation(point.path, point.config, point.seed(branch), 1)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from train.branch_set import BranchSet
 from train.cli import main
-from train.runs import CastGap, write_cast_gaps
+from train.compare.branches import BranchSet
+from train.runs.run import CastGap, write_cast_gaps
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.slow

@@ -11,14 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lowbit import LayerPolicy
-from train import budget
-from train.budget import Launch, memory
 from train.cli import main
-from train.configuration import read_module
-from train.flops import device_peak, flops_per_token
-from train.initial import empty_model
-from train.live_bytes import LiveBytes
-from train.module import PretrainModule, token_losses
+from train.fit.configuration import read_module
+from train.model.flops import device_peak, flops_per_token
+from train.model.initial import empty_model
+from train.model.module import PretrainModule, token_losses
+from train.plan import plan as budget
+from train.plan.live_bytes import LiveBytes
+from train.plan.plan import Launch, memory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

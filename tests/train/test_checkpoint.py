@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from train.checkpoint import (
+from train.checkpoints.folder import (
     STATE,
     AtomicCheckpointIO,
     complete_checkpoints,

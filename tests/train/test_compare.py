@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train import compare
-from train.gaps import Pair, compare_pair, t_cdf, t_quantile
-from train.pairing import FIELDS, check_pairing
-from train.runs import CastGap, Run, read_runs, write_cast_gaps
+from train.compare import compare
+from train.compare.gaps import Pair, compare_pair, t_cdf, t_quantile
+from train.compare.pairing import FIELDS, check_pairing
+from train.runs.run import CastGap, Run, read_runs, write_cast_gaps
 
 Make = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -25,7 +25,7 @@ TRAIN, VAL = [3.0, 2.0, 1.0], {1: 3.5, 3: 2.0}
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take half a second each; test_report.py looks at them."""
-    monkeypatch.setattr("train.report.plot", lambda *_: None)
+    monkeypatch.setattr("train.compare.report.plot", lambda *_: None)
 
 
 def lowbit_compare(*arguments: object) -> int:
@@ -240,5 +240,6 @@ def test_golden_curves_hold_a_run_to_the_bit(
 
 
 def test_arguments_cost_no_torch_and_no_matplotlib() -> None:
-    code = "import sys, train.compare; print({'torch', 'matplotlib', 'lightning'} & {*sys.modules})"
+    heavy = {"torch", "matplotlib", "lightning"}
+    code = f"import sys, train.compare.compare; print({heavy} & {{*sys.modules}})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from train.cli import main
-from train.configuration import RunCLI
-from train.format_yaml import read_format, write_format
+from train.config.formats import read_format, write_format
+from train.fit.configuration import RunCLI
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -108,6 +108,6 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Non
     def stop(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.compare.run", stop)
+    monkeypatch.setattr("train.compare.compare.run", stop)
     assert main(["compare", "runs/mine"]) == 130
     assert capsys.readouterr().err == "lowbit: stopped\n"

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from lowbit import Key, QuantRecipe, Rounding, block_format, convert_linears, fake_quantize
-from train.controls import PERTURBATION, SignedError, perturb, with_keys
-from train.runs import read_run
-from train.yaml_safe import load_yaml
+from train.config.strict_yaml import load_yaml
+from train.model.controls import PERTURBATION, SignedError, perturb, with_keys
+from train.runs.run import read_run
 
 Fit = Callable[..., int]
 CONTROLS = Path(__file__).parents[2] / "configs" / "control"

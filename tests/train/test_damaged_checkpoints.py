@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-import train.checkpoint as checkpoint
-from train.checkpoint import MANIFEST, STATE, DamagedCheckpointError, find_resume_point
-from train.distcp import METADATA
+import train.checkpoints.folder as checkpoint
+from train.checkpoints.distributed import METADATA
+from train.checkpoints.folder import MANIFEST, STATE, DamagedCheckpointError, find_resume_point
 
 Save = Callable[..., Path]
 

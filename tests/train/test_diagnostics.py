@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lowbit import block_format, unquantized
 from lowbit.gradient_stats import gradient_error
 from train.analysis.operands import Look, observe
-from train.analysis.text import Text
-from train.diagnostics import Diagnostics, Microscope
-from train.diagnostics_store import DiagnosticsStore
-from train.module import PretrainModule
+from train.microscope.microscope import Diagnostics, Microscope
+from train.microscope.store import DiagnosticsStore
+from train.model.module import PretrainModule
+from train.subjects.text import Text
 
 Fit = Callable[..., int]
 FORMATS = ("mxfp8", "nvint4")

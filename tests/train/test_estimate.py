@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.branch_set import BranchSet, read_branches
 from train.cli import main
-from train.estimate import estimate, report_target, units_needed
-from train.gaps import t_quantile
+from train.compare.branches import BranchSet, read_branches
+from train.compare.gaps import t_quantile
+from train.stats.strata import estimate, report_target, units_needed
 
 Make = Callable[..., Path]
 
@@ -74,7 +74,7 @@ def test_compare_shows_branches_beside_full_runs(
     tmp_path: Path, make_run: Make, branches: BranchSet, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("train.report.plot", lambda *_: None)
+    monkeypatch.setattr("train.compare.report.plot", lambda *_: None)
     make_run(tmp_path / "bf16-s0", [3.0, 2.0], {2: 2.5})
     branches.write(tmp_path / "branches-h5")
     assert read_branches(tmp_path / "branches-h5") == branches

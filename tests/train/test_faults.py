@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from train.checkpoint import complete_checkpoints, find_resume_point
-from train.record import run_status
+from train.checkpoints.folder import complete_checkpoints, find_resume_point
+from train.fit.record import run_status
 
 Fit = Callable[..., int]
 EVERY = ("--trainer.accumulate_grad_batches", "2", "--checkpoint_every", "1")
@@ -23,7 +23,7 @@ EVERY = ("--trainer.accumulate_grad_batches", "2", "--checkpoint_every", "1")
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """In the saves with these numbers no file can grow beyond 100 kB, as on a full disk."""
-    from train.checkpoint import AtomicCheckpointIO
+    from train.checkpoints.folder import AtomicCheckpointIO
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     original = AtomicCheckpointIO.save_checkpoint
@@ -104,7 +104,7 @@ def test_missing_shard(
 HOLDER = """
 import sys, time
 from pathlib import Path
-from train.lock import RunLock
+from train.runs.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

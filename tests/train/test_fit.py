@@ -11,8 +11,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import LlamaForCausalLM
 
-from train.checkpoint import AtomicCheckpointIO, complete_checkpoints
-from train.module import PretrainModule
+from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
+from train.model.module import PretrainModule
 
 Fit = Callable[..., int]
 
@@ -130,7 +130,7 @@ def test_init_from_starts_from_pretrained_weights(fit: Fit, tmp_path: Path) -> N
 
 
 def test_clamping_is_logged(fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.code_use.EVERY_N_STEPS", 2)
+    monkeypatch.setattr("train.fit.clamping.EVERY_N_STEPS", 2)
     fit(tmp_path / "rceil", "mxint8", "--trainer.max_steps", "2")
     fit(tmp_path / "bf16_scale", "mxint8_asymmetric_bf16", "--trainer.max_steps", "2")
     last = [rows(tmp_path / name)[-1] for name in ("rceil", "bf16_scale")]

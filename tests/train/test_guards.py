@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from data.order import BatchOrder
-from train.checkpoint import complete_checkpoints, load_state
-from train.guards import SpikeReport
-from train.record import run_status
+from train.checkpoints.folder import complete_checkpoints, load_state
+from train.fit.guards import SpikeReport
+from train.fit.record import run_status
 
 Fit = Callable[..., int]
 EVERY = ("--trainer.accumulate_grad_batches", "2", "--checkpoint_every", "1")

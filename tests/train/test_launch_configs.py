@@ -10,11 +10,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lowbit import kernels
-from train.configuration import RunCLI
-from train.fsdp import FullySharded
-from train.initial import random_model
-from train.module import token_losses
-from train.yaml_safe import load_yaml
+from train.config.strict_yaml import load_yaml
+from train.distributed.fsdp import FullySharded
+from train.fit.configuration import RunCLI
+from train.model.initial import random_model
+from train.model.module import token_losses
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "configs" / "launch"

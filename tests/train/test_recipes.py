@@ -17,10 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import lowbit.numerics
 from lowbit import BlockFormat, Key, Operand, QuantLinear, Randomness, convert_linears, enter_phase
 from lowbit.backend import Emulate
-from train.checkpoint import AtomicCheckpointIO, complete_checkpoints
+from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
 from train.cli import main
-from train.configuration import read_policy
-from train.recipe_table import compact, describe
+from train.fit.configuration import read_policy
+from train.model.recipe_table import compact, describe
 
 Fit = Callable[..., int]
 CONFIGS = Path(__file__).parents[2] / "configs"

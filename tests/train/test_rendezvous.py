@@ -15,8 +15,8 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from lowbit import Keep
-from train.checkpoint import complete_checkpoints
-from train.rendezvous import check_launch
+from train.checkpoints.folder import complete_checkpoints
+from train.distributed.ranks import check_launch
 
 Fit = Callable[..., int]
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.compare import compare
-from train.overlay import write_overlay
-from train.report import MAX_POINTS, _thinned, write_report
-from train.runs import read_runs
+from train.compare.compare import compare
+from train.compare.overlay import write_overlay
+from train.compare.report import MAX_POINTS, _thinned, write_report
+from train.runs.run import read_runs
 
 Make = Callable[..., Path]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from train.checkpoint import complete_checkpoints
-from train.record import run_status
+from train.checkpoints.folder import complete_checkpoints
+from train.fit.record import run_status
 
 Fit = Callable[..., int]
 Stop = Callable[..., None]
@@ -72,7 +72,7 @@ def test_grad_accum_changed_same_global_batch(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Of 2 micro-batches a step before step 3, of 4 after: the same windows in each step."""
-    from train.module import PretrainModule
+    from train.model.module import PretrainModule
 
     run, seen = tmp_path / "run", list[tuple[int, list[int]]]()
     original = PretrainModule.training_step
@@ -145,7 +145,7 @@ def test_other_recipe_or_other_data_is_refused(fit: Fit, tmp_path: Path, capsys:
     assert "its recipe is" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     manifest = alone / "manifest.json"
-    import train.checkpoint as checkpoint
+    import train.checkpoints.folder as checkpoint
 
     changed = json.loads(manifest.read_bytes())
     del changed["digest"]

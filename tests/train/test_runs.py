@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.runs import CastGap, ema, read_cast_gaps, read_run, read_runs, write_cast_gaps
+from train.runs.run import CastGap, ema, read_cast_gaps, read_run, read_runs, write_cast_gaps
 
 Make = Callable[..., Path]
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-from train.checkpoint import (
+from train.checkpoints.distributed import METADATA
+from train.checkpoints.folder import (
     AtomicCheckpointIO,
     complete_checkpoints,
     load_state,
@@ -22,12 +23,11 @@ from train.checkpoint import (
     publish,
     read_manifest,
 )
+from train.checkpoints.sharded import save_sharded
 from train.cli import main
-from train.distcp import METADATA
-from train.names import checked_name, checked_run_dir
-from train.plan import SweepRequest
-from train.sharded import save_sharded
-from train.yaml_safe import YamlError, load_yaml
+from train.config.strict_yaml import YamlError, load_yaml
+from train.runs.names import checked_name, checked_run_dir
+from train.sweep.request import SweepRequest
 
 Fit = Callable[..., int]
 

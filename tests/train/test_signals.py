@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from train.checkpoint import complete_checkpoints
-from train.record import run_status
-from train.runs import read_runs
-from train.signals import StopRequest, requeue
+from train.checkpoints.folder import complete_checkpoints
+from train.fit.record import run_status
+from train.fit.signals import StopRequest, requeue
+from train.runs.run import read_runs
 
 Fit = Callable[..., int]
 STEPS = ("--trainer.accumulate_grad_batches", "2", "--checkpoint_every", "99")
@@ -56,7 +56,7 @@ def test_a_stop_does_not_wait_for_validation(
     assert_same_run: Callable[..., None],
 ) -> None:
     """Step 3 validates: the resumed run begins with that validation."""
-    from train.module import PretrainModule
+    from train.model.module import PretrainModule
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = (*STEPS, "--trainer.val_check_interval", "6", "--data.global_batch_size", "4")
@@ -105,7 +105,7 @@ def test_a_stop_in_a_validation_within_a_step(
     assert_same_run: Callable[..., None],
 ) -> None:
     """Validation every 3 micro-batches, 2 a step: the first is in the middle of step 2."""
-    from train.module import PretrainModule
+    from train.model.module import PretrainModule
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert fit(whole, "bf16", *STEPS) == 0
@@ -133,7 +133,7 @@ def test_handlers_are_put_back() -> None:
 @pytest.mark.slow
 def test_a_second_sigint_stops_at_once() -> None:
     code = (
-        "import os, signal\nfrom train.signals import StopRequest\n"
+        "import os, signal\nfrom train.fit.signals import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGINT); print(stop.signum, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGINT); print('still here', flush=True)\n"
@@ -181,7 +181,7 @@ def _fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_launcher_sigkilled(tmp_path: Path) -> None:
     """A worker whose parent is gone ends by itself."""
     worker = (
-        "import os, time\nfrom train.signals import end_with_launcher\n"
+        "import os, time\nfrom train.fit.signals import end_with_launcher\n"
         "end_with_launcher(0.05)\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n"
     )
     launcher = (

@@ -15,15 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from train import compare, sweep
-from train.cast import cast_gaps
 from train.cli import main
-from train.lock import RunLock, holder
-from train.pairing import check_pairing
-from train.plan import PlannedRun, SweepRequest, read_request
-from train.record import run_status
-from train.runs import read_cast_gaps, read_runs, write_cast_gaps
-from train.sweep import _mispaired, add_arguments
+from train.compare import compare
+from train.compare.pairing import check_pairing
+from train.fit.record import run_status
+from train.runs.lock import RunLock, holder
+from train.runs.run import read_cast_gaps, read_runs, write_cast_gaps
+from train.sweep import sweep
+from train.sweep.casts import cast_gaps
+from train.sweep.request import PlannedRun, SweepRequest, read_request
+from train.sweep.sweep import _mispaired, add_arguments
 
 Fit = Callable[..., int]
 Make = Callable[..., Path]
@@ -154,7 +155,7 @@ def test_status_says_where_every_run_stands(
     assert rows[-1] == "1 of 4 runs ended; left: 0:00:05 with --jobs 2".split()
     lock = RunLock(tmp_path / "mxint8-s0")
     lock.acquire()
-    child = "from train.lock import holder; from pathlib import Path; print(holder(Path('.')))"
+    child = "from train.runs.lock import holder; from pathlib import Path; print(holder(Path('.')))"
     found = subprocess.check_output(
         [sys.executable, "-c", child], cwd=tmp_path / "mxint8-s0", text=True
     )

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from train import throughput
-from train.communication import communication_seconds
-from train.throughput import StepTimes
+from train.fit import throughput
+from train.fit.communication import communication_seconds
+from train.fit.throughput import StepTimes
 
 Fit = Callable[..., int]
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from malloc_peak import measure_memory
 
-from train import sharded
-from train.checkpoint import complete_checkpoints
+from train.checkpoints import sharded
+from train.checkpoints.folder import complete_checkpoints
 from train.cli import main
-from train.fit import fit  # noqa: F401  # imported before the forks
-from train.module import PretrainModule
+from train.fit.fit import fit  # noqa: F401  # imported before the forks
+from train.model.module import PretrainModule
 
 CONFIG = """
 model:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from lowbit.definition.rotation import SIZES
 from lowbit.recipe import OPERANDS
-from lowbit.rotation import SIZES
 from train.analysis.formats import BLOCK_SCALED, PAIRS, formats_called
-from train.analysis.models import HELP, Subject, load_subject
 from train.analysis.operands import CREST_BLOCKS, Findings, Look, observe
-from train.analysis.output import aligned, write_csv, write_json, write_page
-from train.analysis.text import Text, add_text_arguments, read_text
+from train.output.results import aligned, write_csv, write_json, write_page
+from train.subjects.models import HELP, Subject, load_subject
+from train.subjects.text import Text, add_text_arguments, read_text
 
 Rows = list[dict[str, Any]]
 UNBIASEDNESS = "1/B test: |mean of B gradients - g|² / |g|², mean over layers, slope -1 if unbiased"

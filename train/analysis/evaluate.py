@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lowbit import BlockFormat, QuantLinear, QuantRecipe, Rotation, convert_linears
 from train.analysis.formats import formats_called
-from train.analysis.models import HELP, load_subject
-from train.analysis.output import aligned, write_csv, write_json
 from train.analysis.tasks import check_installed, task_rows
-from train.analysis.text import Text, add_text_arguments, read_text
-from train.gaps import interval
-from train.initial import weights_hash
+from train.compare.gaps import interval
+from train.model.initial import weights_hash
+from train.output.results import aligned, write_csv, write_json
+from train.subjects.models import HELP, load_subject
+from train.subjects.text import Text, add_text_arguments, read_text
 
 TOP = 25  # logits of the baseline in the study's KL
 CHUNK = 256  # tokens whose probabilities are held in float64 at a time

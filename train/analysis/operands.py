@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowbit import BlockFormat, Rotation, crest_factor, rotate
 from lowbit.stats import quantization_error
-from train.analysis.text import Text
+from train.subjects.text import Text
 
 CREST_BLOCKS = (-1, 32, 16)
 """Block sizes of the study's crest factor table."""

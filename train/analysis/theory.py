@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     formats = formats_called(args.formats)
     exact = replace(EXACT, rho_e8m0=args.rho)
     crossings, measured = crossings_table(exact), measured_table(formats, args, exact)
-    from train.analysis.output import aligned, write_csv, write_json
     from train.analysis.theory_plot import plot
+    from train.output.results import aligned, write_csv, write_json
 
     args.out.mkdir(parents=True, exist_ok=True)
     curves = {str(format): curve(format, CRESTS, exact) for format in formats}

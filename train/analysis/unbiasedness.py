@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lowbit import BlockFormat, QuantRecipe, Rounding
-from lowbit.unbiased import GradientErrors, gradient_errors
+from lowbit.measure.unbiasedness import GradientErrors, gradient_errors
 from train.analysis.operands import backward_pass, chosen_linears
-from train.analysis.output import save
-from train.analysis.text import Text
-from train.plot import COLORS
+from train.compare.plot import COLORS
+from train.output.results import save
+from train.subjects.text import Text
 
 UNBIASED = -0.9  # slope of log error over log B: -1 but for chance, 0 for a bias
 GRADIENTS = ("grad_input", "grad_weight")

@@ -15,7 +15,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from lowbit.formats import NAMED, Rounding
-from lowbit.kernels import gpu, gpu_quantize
+from lowbit.kernels.gpu import calls as gpu
+from lowbit.kernels.gpu import quantize as gpu_quantize
 from lowbit.kernels.request import Request
 
 FORMATS = NAMED["mxint8"], replace(NAMED["nvfp4"], rounding=Rounding.STOCHASTIC)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lowbit import kernels
-from lowbit.kernels import build
+from lowbit.kernels.cpu import build
 
 # 0.3 in steps of 2^-8 is 77 / 256
 QUANTIZE = "import torch, lowbit; print(lowbit.fake_quantize(torch.full((4,), 0.3), 'mxint8')[0])"

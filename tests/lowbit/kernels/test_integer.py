@@ -11,7 +11,8 @@ import lowbit
 from lowbit import kernels
 from lowbit.backend import Emulate
 from lowbit.integer import Integer
-from lowbit.kernels import build, cpu
+from lowbit.kernels.cpu import build
+from lowbit.kernels.cpu import calls as cpu
 
 pytestmark = pytest.mark.skipif(not kernels.enabled(), reason="no C++ compiler")
 SHAPES = [(17, 9, 32), (33, 50, 256), (64, 17, 512), (48, 40, 8192), (20, 16, 77)]

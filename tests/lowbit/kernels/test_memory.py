@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lowbit.kernels import memory
+from lowbit.kernels.cpu import memory
 
 COUNT = """
 import ctypes, resource, runpy, sys

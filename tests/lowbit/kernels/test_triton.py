@@ -45,7 +45,7 @@ FORMATS = [
 @pytest.fixture(scope="module")
 def gpu() -> Any:
     """The operators for CUDA; on CPU tensors, since tests/conftest.py chose the interpreter."""
-    from lowbit.kernels import gpu
+    from lowbit.kernels.gpu import calls as gpu
 
     return gpu
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from lowbit import QuantRecipe, ScaleFormat, ScaleRule, block_format, convert_linears
 from train.analysis.evaluate import divergences, evaluate
-from train.analysis.models import load_subject
-from train.analysis.text import read_text
 from train.cli import main
+from train.subjects.models import load_subject
+from train.subjects.text import read_text
 
 
 @pytest.fixture

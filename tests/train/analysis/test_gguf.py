@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from train.analysis.gguf import GGUF, llama_of, read_gguf, vocabulary_of
+from train.subjects.gguf import GGUF, llama_of, read_gguf, vocabulary_of
 
 STRING, UINT32, FLOAT32, ARRAY, INT32 = 8, 4, 6, 9, 5
 

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from data.shards import Manifest
-from train.analysis.models import load_subject
 from train.cli import main
+from train.subjects.models import load_subject
 
 
 def test_a_run_and_its_checkpoint_are_the_same_weights(

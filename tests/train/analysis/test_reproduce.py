@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train.analysis.claims import (
+from train.reproduce.claims import (
     Claim,
     cells,
     crossovers,
@@ -16,10 +16,10 @@ from train.analysis.claims import (
     minus_128,
     qsnr,
 )
-from train.analysis.claims_model import EARLIER, _order_claims
-from train.analysis.clipping import Size, clipping_claims
-from train.analysis.nvint8 import FORMATS, study
-from train.analysis.reproduce import _report
+from train.reproduce.claims_model import EARLIER, _order_claims
+from train.reproduce.clipping import Size, clipping_claims
+from train.reproduce.nvint8 import FORMATS, study
+from train.reproduce.reproduce import _report
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""The scale of each block, from its largest magnitude; in FP32 with exact exponents."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lowbit.definition.rounding import round_to_bf16, round_to_element_
+from lowbit.formats import E4M3, Arithmetic, BlockFormat, ScaleFormat, ScaleRule
+
+NAN_BYTE = 255  # of E8M0
+_LEAST, _GREATEST = 1 << 22, 254 << 23  # 2^-127 and 2^127 as bits of FP32
+_EXPONENT = 255 << 23  # the exponent field; infinity as bits, where NaNs start as well
+_INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
+_MAGNITUDE = {torch.float32: 0x7FFF_FFFF, torch.bfloat16: 0x7FFF}
+
+
+def block_amax(blocks: Tensor, inside: tuple[int, ...]) -> Tensor:
+    """Largest magnitude of each block, FP32, kept dims; NaN or Inf where a block holds one.
+
+    The bit patterns of magnitudes order like the magnitudes, with Inf and NaN on top, and integer
+    maxima are several times faster than floating-point ones.
+    """
+    bits = blocks.view(_INTEGER[blocks.dtype]) & _MAGNITUDE[blocks.dtype]
+    return bits.amax(inside, keepdim=True).view(blocks.dtype).float()
+
+
+def power_of_two(byte: Tensor) -> Tensor:
+    """The values of E8M0 bytes: 2^(byte - 127) in FP32, exactly; NaN for 255."""
+    bits = (byte.to(torch.int32) << 23).clamp_(min=_LEAST)
+    return torch.where(byte == NAN_BYTE, math.nan, bits.view(torch.float32))
+
+
+def inverse(scale: Tensor) -> Tensor:
+    """1 / scale for powers of two, exactly, on the bits: GPUs divide by subnormals inexactly."""
+    bits = (_GREATEST + _LEAST - scale.view(torch.int32)) & _EXPONENT
+    return torch.where(scale.isnan(), math.nan, bits.clamp_(min=_LEAST).view(torch.float32))
+
+
+def over(amax: Tensor, number: float) -> Tensor:
+    """amax / number, correctly rounded: by a plain number, CUDA multiplies by its reciprocal."""
+    return amax / amax.new_full((), number)
+
+
+def e8m0_scale(amax: Tensor, format: BlockFormat) -> Tensor:
+    """A power of two from 2^-127 to 2^127, FP32; 2^-127 where `amax` is 0, NaN where not finite."""
+    bits = amax.view(torch.int32)
+    finite = bits < _EXPONENT
+    if format.arithmetic is Arithmetic.BF16:
+        byte = _bf16_exponent(torch.where(finite, amax, 1.0), format) + 127
+    else:
+        byte = _exact_byte(bits, format)
+    bits = (byte.clamp_(0, NAN_BYTE - 1) << 23).clamp_(min=_LEAST)
+    return torch.where(finite, bits.view(torch.float32), math.nan)
+
+
+def _exact_byte(amax_bits: Tensor, format: BlockFormat) -> Tensor:
+    """127 + floor(log2 amax) - floor(log2 max), one more where the mantissa of amax, its 23 bits,
+    is above what the rule lets pass: adding the rest to the next binade carries.
+    """
+    max_mantissa, max_exponent = math.frexp(format.element.max)
+    match format.scale_rule:
+        case ScaleRule.RCEIL:
+            passes = int((2 * max_mantissa - 1) * 2**23)
+        case ScaleRule.CEIL:
+            passes = 0
+        case ScaleRule.EVEN:  # what rounds up to the next binade does not
+            passes = 2**23 - 2 ** (22 - format.element.mantissa_bits) - 1
+        case _:
+            passes = 2**23 - 1
+    byte = (amax_bits + (2**23 - 1 - passes) >> 23) - (max_exponent - 1)
+    if max_exponent == 1:  # the two least scales part among the subnormals, whose one is not hidden
+        byte = torch.where(amax_bits > 2**22 + passes // 2, byte, 0)
+    return byte
+
+
+def _bf16_exponent(amax: Tensor, format: BlockFormat) -> Tensor:
+    """The same rules with quotient and log2 rounded to BF16: a scale may come out one too small."""
+    emax = math.frexp(format.element.max)[1] - 1
+    match format.scale_rule:
+        case ScaleRule.RCEIL:
+            exponent = round_to_bf16(round_to_bf16(over(amax, format.element.max)).log2()).ceil()
+        case ScaleRule.CEIL:
+            exponent = round_to_bf16(amax.log2()).ceil() - emax
+        case _:
+            exponent = round_to_bf16(amax.log2()).floor() - emax
+    return exponent.clamp(-127, 127).to(torch.int32)  # log2(0) is -inf
+
+
+def linear_scale(amax: Tensor, format: BlockFormat) -> Tensor:
+    """amax / max rounded to BF16 or FP32; 1 where that is zero, NaN where `amax` is not finite."""
+    scale = over(_finite_or_nan(amax), format.element.max)
+    if format.scale is ScaleFormat.BF16:
+        scale = round_to_bf16(scale)
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def tensor_scale(x: Tensor, format: BlockFormat) -> Tensor:
+    """The FP32 scale above all E4M3 block scales: finite amax / (448 max).
+
+    At least 2^-117: its product with the smallest block scale is then a normal number.
+    """
+    magnitude = torch.where(x.isfinite(), x.abs(), 0.0)
+    amax = magnitude.amax().float() if x.numel() else x.new_zeros(())
+    return over(amax, E4M3.max * format.element.max).clamp(min=2.0**-117)
+
+
+def e4m3_scale(amax: Tensor, format: BlockFormat, tensor_scale: Tensor) -> Tensor:
+    """amax / max in units of `tensor_scale`, rounded to the nearest E4M3, never to zero; NaN where
+    `amax` is not finite.
+    """
+    least = E4M3.smallest if format.scale_min is None else format.scale_min
+    ratio = over(_finite_or_nan(amax), format.element.max) / tensor_scale
+    return round_to_element_(ratio.clamp_(least, E4M3.max), E4M3)
+
+
+def _finite_or_nan(amax: Tensor) -> Tensor:
+    return torch.where(amax.isfinite(), amax, math.nan)

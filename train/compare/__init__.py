@@ -1,0 +1,1 @@
+"""`lowbit compare`: run folders in; tables, pictures, a report and a verdict out."""

@@ -1,0 +1,219 @@
+"""`lowbit compare`: run folders in; a table, pictures and a report out; exit 1 over a bound."""
+
+import argparse
+import json
+import math
+import shlex
+from collections.abc import Collection
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.compare.branches import find_branches, read_branches
+from train.compare.dynamics import behaviour, common_target
+from train.compare.gaps import MIN_UNITS, RULE, Pair, compare_pair, matched
+from train.compare.gates import EQUAL_COLUMNS, over_bound, unequal
+from train.compare.golden import export_curves, import_curves
+from train.compare.pairing import FIELDS, check_pairing
+from train.compare.table import terminal
+from train.runs.run import SMOOTHING, CastGap, Run, read_cast_gaps, read_runs
+
+CHAOS = (
+    "Two BF16 runs whose initial weights differ by 1e-6 drift apart by several times the effect of"
+    " the formats: 0.003 to 0.007 in final loss measured on a small model, against 0.001 published"
+    " for a format. No ordering follows from single runs."
+)
+CAST = (
+    "cast gap: val loss of the baseline's final weights evaluated under the recipe, minus that"
+    " without it; s.e. over validation windows; no training noise, and no effect of training either"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compare runs with the first. Exit codes: 0 done, 1 over --max-gap or not equal (all is"
+        " written all the same), 2 refused: not a pair, not readable, nothing written."
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a sweep (bf16 first)"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write (default: compare/ by the runs)")
+    parser.add_argument(
+        "--allow", action="extend", nargs="+", default=[], choices=FIELDS, metavar="FIELD",
+        help=f"compare although this differs, and say so: {', '.join(FIELDS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-gap", type=float, metavar="X",
+        help="exit 1 if a recipe diverged or its final val loss gap (mean of its seeds) is above X",
+    )  # fmt: skip
+    parser.add_argument(
+        "--assert-equal", action="store_true",
+        help="exit 1 unless bitwise equal, to the baseline or to --import's runs of the same name,"
+        f" in {', '.join(EQUAL_COLUMNS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tensorboard", action="store_true",
+        help="write a TensorBoard folder too: overlaid curves, mean gaps, HParams",
+    )  # fmt: skip
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE", help="write the runs' curves: golden ones for CI"
+    )
+    parser.add_argument(
+        "--import", type=Path, dest="import_", metavar="FILE",
+        help="exported curves to compare with; the first of them is the baseline",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    branches = [found for path in args.runs for found in find_branches(path)]
+    folders = [path for path in args.runs if read_branches(path) is None]
+    if not folders:
+        raise ValueError("branches alone: give the runs, or the sweep, that they belong to as well")
+    golden = import_curves(args.import_) if args.import_ else []
+    runs = read_runs(folders, golden)
+    result = compare(runs, check_pairing(runs, args.allow))
+    result["branches"] = [found.document(path) for path, found in branches]
+    if (args.assert_equal or args.max_gap is not None) and not result["pairs"]:
+        raise ValueError(f"a bound needs a recipe beside the baseline {result['baseline']}")
+    result["command"] = _command(args)
+    failures = [*over_bound(result, args.max_gap)] if args.max_gap is not None else []
+    failures += [*unequal(runs, golden)] if args.assert_equal else []
+    from train.compare.report import write_report  # matplotlib takes its time
+
+    first = folders[0]
+    is_run = (first / "run.json").exists()
+    folder = args.out or (first.resolve().parent if is_run else first) / "compare"
+    write_report(result, runs, folder)
+    if args.tensorboard:
+        from train.compare.overlay import write_overlay  # so does TensorBoard
+
+        write_overlay(json.loads((folder / "compare.json").read_text()), folder)
+    if args.export:
+        export_curves(
+            [one for one in runs if one.path not in [g.path for g in golden]], args.export
+        )
+    print(f"{terminal(result)}\n\nreport: {folder / 'report.html'}")
+    for failure in failures:
+        print(f"FAILED {failure}")
+    return 1 if failures else 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What made this report."""
+    parts = [*args.runs]
+    for flag, value in (("--import", args.import_), ("--allow", args.allow), ("--out", args.out)):
+        parts += [flag, *(value if isinstance(value, list) else [value])] if value else []
+    return shlex.join(["lowbit", "compare", *map(str, parts)])
+
+
+def compare(runs: list[Run], allowed: Collection[str] = ()) -> dict[str, Any]:
+    """All numbers of the comparison as plain data; the baseline is the first run's label."""
+    groups: dict[str, dict[int, Run]] = {}
+    for one in runs:
+        groups.setdefault(one.label, {})[one.seed] = one
+    baseline = groups[runs[0].label]
+    casts = {seed: _cast_gaps(one, runs) for seed, one in baseline.items()}
+    target = common_target(runs)
+    rows = [
+        _row(one, baseline.get(one.seed), casts.get(one.seed, {})) | behaviour(one, target)
+        for one in runs
+    ]
+    pairs = [compare_pair(a, b) for a, b in combinations(groups.values(), 2)]
+    return {
+        "format_version": 1,
+        "baseline": runs[0].label,
+        "smoothing": SMOOTHING,
+        "target": target,
+        "rule": RULE,
+        "notes": _notes(runs, baseline, pairs, casts),
+        "allowed": list(allowed),
+        "runs": rows,
+        "recipes": [_recipe(group) for group in groups.values()],
+        "pairs": [asdict(pair) for pair in pairs],
+        "branches": [],
+    }
+
+
+def _cast_gaps(base: Run, runs: list[Run]) -> dict[str, CastGap]:
+    """By recipe name, without the names that stand for several tables here (overridden recipes)."""
+    tables = {(run.recipe, json.dumps(run.info.get("recipe_table"))) for run in runs}
+    names = [name for name, _ in tables]
+    return {name: g for name, g in read_cast_gaps(base.path).items() if names.count(name) < 2}
+
+
+def _row(one: Run, base: Run | None, casts: dict[str, CastGap]) -> dict[str, Any]:
+    (_, train), (_, val) = one.train_curve, one.val_curve
+    row: dict[str, Any] = {
+        "label": one.label, "seed": one.seed, "recipe": one.recipe, "status": one.status,
+        "control": one.control, "path": str(one.path), "steps": len(one.metrics["step"]),
+        "tokens": one.tokens, "val_loss": float(val[-1]) if len(val) else None,
+        "perplexity": math.exp(val[-1]) if len(val) and val[-1] < 700 else None,
+        "train_loss": float(train[-1]) if len(train) else None,
+    }  # fmt: skip
+    cast = casts.get(one.recipe)
+    return row | _gaps_of(one, base) | {
+        "cast_gap": asdict(cast) if cast else None,
+        "tokens_per_second": one.tokens_per_second,
+        "nonfinite_steps": len(one.metrics["step"]) - len(train),
+    }  # fmt: skip
+
+
+def _gaps_of(one: Run, base: Run | None) -> dict[str, Any]:
+    """The last gap to the baseline run, unless one of the two stopped early, and the largest."""
+    names = ("gap", "gap_relative", "gap_tokens", "max_gap", "max_gap_tokens")
+    if base is None or base is one or not len((curve := matched(base.val_curve, one.val_curve))[0]):
+        return dict.fromkeys(names)
+    tokens, gap = curve
+    largest = int(np.argmax(np.abs(gap)))
+    last: tuple[Any, ...] = (None, None, None)
+    if not {base.status, one.status} & {"diverged", "failed"}:
+        loss = base.val_curve[1][base.val_curve[0] == tokens[-1]][0]
+        last = float(gap[-1]), float(gap[-1] / loss), int(tokens[-1])
+    return dict(zip(names, (*last, float(gap[largest]), int(tokens[largest])), strict=True))
+
+
+def _recipe(group: dict[int, Run]) -> dict[str, Any]:
+    finals = [one.val_curve[1][-1] for one in group.values() if len(one.val_curve[1])]
+    return {
+        "label": next(iter(group.values())).label,
+        "seeds": list(group),
+        "mean_val_loss": float(np.mean(finals)) if finals else None,
+        "seed_spread": float(np.std(finals, ddof=1)) if len(finals) > 1 else None,
+    }
+
+
+def _notes(
+    runs: list[Run],
+    baseline: dict[int, Run],
+    pairs: list[Pair],
+    casts: dict[int, dict[str, CastGap]],
+) -> list[str]:
+    judged = sum(len(pair.seeds) >= MIN_UNITS for pair in pairs)
+    few = any(len(pair.seeds) < MIN_UNITS and "diverged" not in pair.verdict for pair in pairs)
+    notes = [CHAOS] if few else []
+    if judged > 1:
+        notes.append(
+            f"Each interval is a 95 % one on its own: of {judged} pairs without any difference,"
+            f" about {judged / 20:.2g} would be called different by chance."
+        )
+    if not any(one.control for one in runs) and pairs:
+        notes.append(
+            "No control among these runs: BF16 with its initial weights perturbed by 1e-6 would"
+            " show what the same rule makes of chaos alone."
+        )
+    lone = [f"{one.label} seed {one.seed}" for one in runs if one.seed not in baseline]
+    if lone:
+        notes.append(f"Without a baseline run of their seed, hence in no gap: {', '.join(lone)}.")
+    bad = [f"{one.label} seed {one.seed}" for one in runs if one.status == "failed"]
+    if bad:
+        notes.append(f"Failed, shown but in no mean: {', '.join(bad)}.")
+    if pairs and any(casts.values()):
+        notes.append(CAST[0].upper() + CAST[1:] + ".")
+    elif pairs:
+        notes.append(
+            "No cast gap: `lowbit sweep` leaves it as cast_gap.json in the baseline's run folder."
+        )
+    return notes

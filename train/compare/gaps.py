@@ -1,0 +1,127 @@
+"""Paired gaps between recipes: seeds are the units, and a verdict needs at least three of them."""
+
+import math
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+from train.runs.run import Array, Curve, Run
+
+CONFIDENCE = 0.95
+MIN_UNITS = 3
+TAIL = 0.9  # a descriptive band spans the steps after this share of the tokens
+RULE = (
+    "Verdict of b against a: the paired gap is val loss of b minus that of a at the last tokens"
+    " where all their runs were evaluated, one gap per seed. worse (better) if the Student-t 95 %"
+    f" interval of its mean over at least {MIN_UNITS} seeds lies above (below) zero, otherwise not"
+    " distinguishable. Fewer seeds: no verdict, only a band (5th to 95th percentile of the smoothed"
+    " train gap over the last 10 % of the tokens), which describes these runs and is not a"
+    " confidence interval."
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Label `b` against label `a`; what could not be had is None."""
+
+    a: str
+    b: str
+    seeds: list[int]
+    verdict: str
+    tokens: int | None = None
+    gaps: list[float] | None = None
+    mean: float | None = None
+    relative: float | None = None  # mean over the mean val loss of a
+    standard_error: float | None = None
+    low: float | None = None
+    high: float | None = None
+    band: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Interval:
+    mean: Array
+    standard_error: Array
+    low: Array
+    high: Array
+
+
+def t_cdf(t: float, df: int) -> float:
+    """P(T <= t) for an integer number of degrees of freedom, a finite sum (Abramowitz 26.7.3-4)."""
+    theta = math.atan(t / math.sqrt(df))
+    term, total = (1.0, 1.0) if df % 2 == 0 else (math.cos(theta), math.cos(theta))
+    for k in range(2 + df % 2, df - 1, 2):
+        term *= math.cos(theta) ** 2 * (k - 1) / k
+        total += term
+    if df % 2 == 0:
+        return 0.5 + 0.5 * math.sin(theta) * total
+    return 0.5 + (theta + (math.sin(theta) * total if df > 1 else 0.0)) / math.pi
+
+
+def t_quantile(p: float, df: int) -> float:
+    """The t that `t_cdf` maps to 0.5 < p < 1."""
+    low, high = 0.0, 1.0
+    while t_cdf(high, df) < p:
+        high *= 2
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
+    return high
+
+
+def interval(gaps: Array) -> Interval:
+    """Mean over the units (axis 0) and its Student-t interval."""
+    n = len(gaps)
+    mean, error = gaps.mean(axis=0), gaps.std(axis=0, ddof=1) / math.sqrt(n)
+    reach = t_quantile((1 + CONFIDENCE) / 2, n - 1) * error
+    return Interval(mean, error, mean - reach, mean + reach)
+
+
+def matched(a: Curve, b: Curve) -> Curve:
+    """b - a at the tokens both hold."""
+    tokens, in_a, in_b = np.intersect1d(a[0], b[0], assume_unique=True, return_indices=True)
+    return tokens, b[1][in_b] - a[1][in_a]
+
+
+def val_gaps(pairs: list[tuple[Run, Run]]) -> Curve:
+    """Val gaps, one row per pair, at the tokens where every run of `pairs` was evaluated."""
+    gaps = [matched(a.val_curve, b.val_curve) for a, b in pairs]
+    tokens = reduce(np.intersect1d, [tokens for tokens, _ in gaps])
+    return tokens, np.array([gap[np.isin(at, tokens)] for at, gap in gaps])
+
+
+def pairs_of(a: dict[int, Run], b: dict[int, Run]) -> list[tuple[Run, Run]]:
+    """Runs of one seed that neither failed; failed runs carry no loss to speak of."""
+    shared = [(a[seed], b[seed]) for seed in a if seed in b]
+    return [pair for pair in shared if "failed" not in (pair[0].status, pair[1].status)]
+
+
+def compare_pair(a: dict[int, Run], b: dict[int, Run]) -> Pair:
+    """Runs by seed; both non-empty, each of one label."""
+    label_a, label_b = next(iter(a.values())).label, next(iter(b.values())).label
+    pairs = pairs_of(a, b)
+    seeds = [run.seed for run, _ in pairs]
+    diverged = sorted({run.label for pair in pairs for run in pair if run.status == "diverged"})
+    if not pairs or diverged:
+        verdict = f"{' and '.join(diverged)} diverged" if pairs else "no paired seeds: no verdict"
+        return Pair(label_a, label_b, seeds, verdict)
+    tokens, gaps = val_gaps(pairs)
+    if not len(tokens):
+        return Pair(label_a, label_b, seeds, "no matched validation: no verdict", band=_band(pairs))
+    final, n = gaps[:, -1], len(pairs)
+    losses = [run.val_curve[1][run.val_curve[0] == tokens[-1]][0] for run, _ in pairs]
+    at = int(tokens[-1]), final.tolist(), float(final.mean()), float(final.mean() / np.mean(losses))
+    if n < MIN_UNITS:
+        verdict = f"{('one seed', 'two seeds')[n - 1]}: no verdict"
+        return Pair(label_a, label_b, seeds, verdict, *at, band=_band(pairs))
+    found = interval(final)
+    verdict = "worse" if found.low > 0 else "better" if found.high < 0 else "not distinguishable"
+    bounds = float(found.standard_error), float(found.low), float(found.high)
+    return Pair(label_a, label_b, seeds, verdict, *at, *bounds)
+
+
+def _band(pairs: list[tuple[Run, Run]]) -> tuple[float, float] | None:
+    """Where the smoothed train gaps ended up: autocorrelated, hence no interval."""
+    gaps = [matched(a.train_curve, b.train_curve) for a, b in pairs]
+    tail = np.concatenate([gap[at >= TAIL * at[-1]] for at, gap in gaps if len(at)] or [[]])
+    return tuple(np.percentile(tail, [5, 95]).tolist()) if len(tail) else None

@@ -1,0 +1,58 @@
+"""Golden curves: the columns of runs at full precision in one JSON file, for CI to hold runs to."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.runs.run import Run
+
+FORMAT_VERSION = 1
+COLUMNS = ("step", "tokens_seen", "train/loss", "grad_norm", "lr", "val/loss", "tokens_per_second")
+# what pairing looks at; paths and versions are another machine's
+INFO = (
+    *("format_version", "status", "recipe", "recipe_table", "control", "seed", "data", "model"),
+    *("initial_weights", "max_steps", "versions", "commit", "command"),
+)
+
+
+def export_curves(runs: Sequence[Run], path: Path) -> None:
+    """Write them; floats as their shortest text that reads back the same."""
+    plain = {
+        "format_version": FORMAT_VERSION,
+        "runs": [
+            {
+                "name": run.path.resolve().name,
+                "info": {key: run.info.get(key) for key in INFO},
+                "metrics": {
+                    name: [None if np.isnan(x) else x for x in run.metrics[name].tolist()]
+                    for name in COLUMNS
+                    if name in run.metrics
+                },
+            }
+            for run in runs
+        ],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain) + "\n", encoding="utf-8")
+
+
+def import_curves(path: Path) -> list[Run]:
+    """The exported runs, as if in a folder of the file's name."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        version = plain["format_version"]
+        if version != FORMAT_VERSION:
+            raise ValueError(f"format_version is {version}, this lowbit reads {FORMAT_VERSION}")
+        return [
+            Run(path / run["name"], run["info"], {k: _column(v) for k, v in run["metrics"].items()})
+            for run in plain["runs"]
+        ]
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no golden curves: {error}") from None
+
+
+def _column(values: Iterable[Any]) -> Any:
+    return np.array([np.nan if x is None else x for x in values], dtype=np.float64)

@@ -1,0 +1,1 @@
+"""Configuration as plain data: strict YAML, formats by name."""

@@ -1,0 +1,1 @@
+"""Several ranks: FSDP2, and meeting before they wait for each other."""

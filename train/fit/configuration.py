@@ -1,0 +1,202 @@
+"""The command line and YAML of a run: LightningCLI, with formats by name and a run folder."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from data.module import TokenDataModule
+from lowbit import LayerPolicy
+from train.checkpoints.folder import AtomicCheckpointIO, step_of
+from train.config.strict_yaml import load_yaml, use_strict_yaml
+from train.distributed.ranks import check_launch
+from train.fit.clamping import CodeUse
+from train.fit.guards import NonFiniteReport, SpikeReport
+from train.fit.metrics_csv import MetricsCsv
+from train.fit.progress import Progress
+from train.fit.record import RunRecord, command_line
+from train.fit.resume import choose_resume_point
+from train.fit.saving import Checkpoints, DiskFull, SavePolicy
+from train.fit.signals import StopRequest, leave_signals_alone, on_first_rank
+from train.fit.step_metrics import StepMetrics
+from train.fit.throughput import StepTimes, Throughput
+from train.microscope.microscope import Diagnostics, Microscope
+from train.model.module import PretrainModule
+from train.runs.lock import RunLock
+from train.runs.names import checked_name, checked_run_dir
+
+
+def read_policy(plain: dict[str, Any]) -> LayerPolicy:
+    """A policy from plain data, as config.yaml holds it."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--policy", type=LayerPolicy)
+    policy: LayerPolicy = parser.instantiate(parser.parse_object({"policy": plain})).policy
+    return policy
+
+
+def read_module(plain: dict[str, Any]) -> PretrainModule:
+    """A module from the `model` section of a config.yaml."""
+    use_strict_yaml()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PretrainModule, "model")
+    module: PretrainModule = parser.instantiate(parser.parse_object({"model": plain})).model
+    return module
+
+
+TRAINER_DEFAULTS = {
+    "precision": "bf16-mixed",
+    "max_steps": 200,
+    "use_distributed_sampler": False,  # the batch order is ours; Lightning would wrap it under DDP
+    "check_val_every_n_epoch": None,  # the loader has no end, so validation counts batches
+    "val_check_interval": 50,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,  # Progress takes its place
+    "enable_checkpointing": False,  # Checkpoints takes ModelCheckpoint's place
+}
+
+
+class RunCLI(LightningCLI):
+    """Builds trainer, module and data of one run; nothing is written yet."""
+
+    run_dir: Path
+    resume_point: Path | None
+    lock: RunLock
+    stop: StopRequest
+
+    def __init__(self, verb: str, argv: list[str]) -> None:
+        self._verb = verb
+        use_strict_yaml()
+        try:
+            super().__init__(
+                PretrainModule,
+                TokenDataModule,
+                args=argv,
+                run=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults=TRAINER_DEFAULTS,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={"prog": f"lowbit {verb}", "exit_on_error": False},
+            )
+        except BaseException:
+            if hasattr(self, "lock"):
+                self.lock.release()
+            raise
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What LightningCLI does not have."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of the run: configuration, metrics, checkpoints, weights "
+            "(default: runs/<policy name>-s<seed>).",
+        )
+        if self._verb != "validate":
+            parser.add_argument(
+                "--resume",
+                type=str,
+                default="auto",
+                help="auto: from the newest valid checkpoint of the run folder, if it has one; "
+                "never: refuse a folder that holds a run; PATH: from this checkpoint.",
+            )
+            parser.add_argument(
+                "--checkpoint_every", type=int, default=50, help="In optimizer steps."
+            )
+            parser.add_argument("--keep_checkpoints", type=int, default=2, help="At least 2.")
+            parser.add_argument(
+                "--disk_full",
+                type=DiskFull,
+                default="stop",
+                help="When a checkpoint cannot be written: stop, or continue without it.",
+            )
+            parser.add_argument(
+                "--diagnostics",
+                type=Diagnostics | None,
+                default=None,
+                help="What formats do to operands and gradients while the run trains.",
+            )
+            parser.add_argument(
+                "--collective_timeout",
+                type=int,
+                default=600,
+                help="Seconds that a rank waits for the others before it gives up.",
+            )
+        else:
+            parser.add_argument(
+                "--checkpoint", type=str | None, default=None, help="Whose weights to validate."
+            )
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """From `args` alone, whatever sys.argv holds."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """An architecture that transformers refuses is a user's error."""
+        try:
+            super().instantiate_classes()
+        except StrictDataclassError as error:
+            raise ValueError(f"model.llama: {error.__cause__}") from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with our loggers, checkpoints and record."""
+        if self._verb == "validate":
+            return super().instantiate_trainer(logger=False, plugins=[AtomicCheckpointIO()])
+        name = f"{checked_name(self.model.policy.name)}-s{self.model.seed}"
+        self.run_dir = checked_run_dir(self.config["run_dir"] or f"runs/{name}")
+        self.lock, self.stop = RunLock(self.run_dir), StopRequest()
+        is_writer = on_first_rank()
+        if is_writer and self.run_dir.is_dir():
+            self.lock.acquire()  # before anything in it is read or tidied
+        self.resume_point = choose_resume_point(
+            self.run_dir, self.config["resume"], is_writer=is_writer
+        )
+        step = 0 if self.resume_point is None else step_of(self.resume_point)
+        board = TensorBoardLogger(self.run_dir, name="", version="", purge_step=step + 1)
+        trainer = super().instantiate_trainer(
+            logger=[board, MetricsCsv(self.run_dir, step)],
+            plugins=[AtomicCheckpointIO()],
+            profiler=self.config_init["trainer"]["profiler"] or StepTimes(),
+        )
+        check_launch(trainer, self.model.keep)
+        leave_signals_alone(trainer)
+        if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes
+            trainer.strategy._timeout = timedelta(seconds=self.config["collective_timeout"])
+        trainer.callbacks += self._callbacks()  # type: ignore[attr-defined]
+        return trainer
+
+    def _callbacks(self) -> list[Callback]:
+        """In the order they act: a checkpoint comes after the metrics of its step."""
+        policy = SavePolicy(
+            self.config["checkpoint_every"],
+            self.config["keep_checkpoints"],
+            self.config["disk_full"],
+        )
+        checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop)
+        record = RunRecord(self.run_dir, command_line())
+        report = NonFiniteReport(self.run_dir)
+        plan = self.config_init["diagnostics"]
+        microscope = [Microscope(plan, self.model, self.run_dir)] if plan else []
+        metrics = [CodeUse(), *microscope, Throughput(self.run_dir), StepMetrics(), SpikeReport()]
+        return [*metrics, Progress(), report, checkpoints, record]
+
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved configuration as plain data."""
+        text = self.parser.dump(self.config, skip_none=False)
+        plain: dict[str, Any] = load_yaml(text)
+        return plain
+
+    def write_config(self, path: Path) -> None:
+        """The resolved configuration, as `-c` reads it."""
+        staging = path.with_suffix(".tmp")
+        staging.write_text(self.parser.dump(self.config, skip_none=False))
+        staging.replace(path)

@@ -1,0 +1,148 @@
+"""`lowbit fit` and `lowbit validate`."""
+
+import logging
+import shutil
+import signal
+import warnings
+from pathlib import Path
+
+from torch import Tensor
+from transformers import LlamaConfig
+from transformers.utils.logging import disable_progress_bar
+
+from lowbit.kernels.cpu.memory import keep_freed_memory
+from train.checkpoints.folder import read_manifest, step_of
+from train.distributed.fsdp import gathered
+from train.distributed.ranks import is_lost_rank
+from train.fit.configuration import RunCLI
+from train.fit.record import finish_record, run_status
+from train.fit.resume import check_origin, check_unchanged, set_later_aside
+from train.fit.saving import recipe_of
+from train.fit.signals import Preempted, end_with_launcher, requeue
+from train.model.initial import empty_model
+from train.model.recipe_table import describe
+
+
+def fit(argv: list[str]) -> int:
+    """Train one run, or go on with it; leaves a finished run folder."""
+    _quiet()
+    end_with_launcher()
+    cli = RunCLI("fit", argv)
+    if cli.trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    with cli.lock, cli.stop:
+        try:
+            return _fit(cli)
+        except Preempted as preempted:
+            if not cli.trainer.is_global_zero:
+                return 0  # one exit code a job: a launcher kills the others over a second one
+            print(f"lowbit: {preempted} after step {cli.trainer.global_step}, saved", flush=True)
+            if preempted.signum == signal.SIGUSR1:
+                requeue()
+            return 128 + preempted.signum
+        except RuntimeError as error:
+            if cli.trainer.world_size == 1 or not is_lost_rank(error):
+                raise
+            raise ConnectionError(
+                f"rank {cli.trainer.global_rank} lost another rank, which ended or did not answer "
+                f"within {cli.config['collective_timeout']} s; the same command goes on from the "
+                f"newest checkpoint ({str(error).partition('. ')[0]})"
+            ) from error
+
+
+def _fit(cli: RunCLI) -> int:
+    trainer, module, run_dir = cli.trainer, cli.model, cli.run_dir
+    point = cli.resume_point
+    if trainer.max_steps < 1:
+        raise ValueError(f"trainer.max_steps={trainer.max_steps}: at least 1")
+    if point is not None:
+        _check_same_run(cli, point)
+        if run_status(run_dir) == "finished" and step_of(point) == trainer.max_steps:
+            print(f"{run_dir} is finished: nothing to do")
+            return 0
+    _check_vocabulary(cli)
+    cli.datamodule.trainer = trainer
+    cli.datamodule.setup("fit")
+    cli.datamodule.train_dataloader()  # raises for too little data before anything is written
+    if trainer.is_global_zero:
+        print("\n".join([f"{run_dir}:", *describe(module, trainer.max_steps)]), flush=True)
+        _begin(cli)
+    trainer.fit(module, cli.datamodule, ckpt_path=point, weights_only=True)
+    if trainer.global_step < trainer.max_steps:
+        raise ValueError(
+            f"{run_dir} ended after step {trainer.global_step} of {trainer.max_steps}: a limit "
+            "among the trainer's arguments (max_time, max_epochs, limit_train_batches) ended it"
+        )
+    weights = gathered(module.model)  # from all ranks
+    if trainer.is_global_zero:
+        _export(module.model.config, weights, run_dir / "hf")
+        finish_record(run_dir)
+    return 0
+
+
+def _check_same_run(cli: RunCLI, point: Path) -> None:
+    """The checkpoint is of this configuration, recipe and data, and not beyond the last step."""
+    own = cli.run_dir / "config.yaml"
+    saved = own if own.exists() else point.parent.parent / "config.yaml"
+    if saved.exists():
+        check_unchanged(saved, cli.plain_config())
+    now = {"recipe": recipe_of(cli.model), "data_fingerprint": cli.datamodule.fingerprint}
+    check_origin(point, read_manifest(point)["origin"], now)
+    if step_of(point) > cli.trainer.max_steps:
+        raise ValueError(f"{point} is beyond trainer.max_steps={cli.trainer.max_steps}")
+
+
+def _begin(cli: RunCLI) -> None:
+    """Make the run folder this job's own; the first thing that is written."""
+    cli.run_dir.mkdir(parents=True, exist_ok=True)
+    fresh = not cli.lock.held
+    cli.lock.acquire()
+    if fresh and run_status(cli.run_dir) is not None:
+        raise ValueError(f"{cli.run_dir}: another job began this run a moment ago")
+    if cli.resume_point is not None:
+        set_later_aside(cli.run_dir, cli.resume_point)
+    cli.write_config(cli.run_dir / "config.yaml")
+
+
+def validate(argv: list[str]) -> int:
+    """Print the validation loss of a checkpoint, or of the initial weights."""
+    _quiet()
+    cli = RunCLI("validate", argv)
+    _check_vocabulary(cli)
+    checkpoint = cli.config["checkpoint"]
+    if checkpoint is not None and not Path(checkpoint).is_dir():
+        raise FileNotFoundError(f"--checkpoint {checkpoint}: there is no such checkpoint folder")
+    cli.trainer.validate(
+        cli.model, cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True
+    )
+    for name, value in cli.model.validation.items():
+        print(f"{name} {value:.6f}")
+    return 0
+
+
+def _check_vocabulary(cli: RunCLI) -> None:
+    tokens, model = cli.datamodule.vocab_size, cli.model.model.config.vocab_size
+    if tokens > model:
+        raise ValueError(f"the data's vocabulary of {tokens} exceeds the model's of {model}")
+
+
+def _export(config: LlamaConfig, weights: dict[str, Tensor], folder: Path) -> None:
+    """Plain safetensors that `from_pretrained` loads, complete or not there."""
+    staging = folder.with_name("hf.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    empty_model(config).save_pretrained(staging, state_dict=weights)
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+
+
+def _quiet() -> None:
+    """Lightning's advice is about choices made here on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged has been reduced
+    # FSDP2 about outputs that are views: nothing changes a linear layer's output in place
+    warnings.filterwarnings("ignore", ".*returned a view tensor.*")
+    # validation of a checkpoint needs none of what training wrote into it
+    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # inside Lightning

@@ -1,0 +1,157 @@
+"""Guards of a run: non-finite numbers stop it with a diagnosis; a spike of the loss is reported."""
+
+import json
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from train.compare.dynamics import SPIKE_DEVIATIONS, SPIKE_MARGIN, SPIKE_MIN_STEPS, SPIKE_WINDOW
+
+if TYPE_CHECKING:
+    from train.model.module import PretrainModule
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient norm is not a finite number; raised before the optimizer step."""
+
+
+def check_finite(trainer: Trainer, loss: Tensor, grad_norm: float) -> None:
+    """Raise NonFiniteError on every rank if either is not finite on any."""
+    bad = not (math.isfinite(grad_norm) and bool(loss.isfinite()))
+    if trainer.world_size > 1:
+        flag = torch.tensor(float(bad), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        bad = bool(flag)
+    if bad:
+        raise NonFiniteError(
+            f"step {trainer.global_step + 1}: gradient norm {grad_norm}, loss {float(loss)} on "
+            f"rank {trainer.global_rank}; the weights are those of the step before"
+        )
+
+
+class NonFiniteReport(Callback):
+    """Writes `nonfinite-step-<n>-rank<r>.json`: whose samples, and the first bad tensor."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._batches: list[Mapping[str, Tensor]] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Tensor], batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._batches = []
+        self._batches.append(batch)
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, NonFiniteError):
+            return
+        step, rank = trainer.global_step + 1, trainer.global_rank
+        report = {
+            "step": step,
+            "rank": rank,
+            "windows": [batch["window"].tolist() for batch in self._batches],
+            "grad_norm": str(module.grad_norm),  # JSON has no word for these numbers
+            "first_non_finite": _first_non_finite(module, self._batches),
+            "message": str(exception),
+        }
+        path = self._folder / f"nonfinite-step-{step:08d}-rank{rank}.json"
+        path.write_text(json.dumps(report, indent=2) + "\n")
+        print(f"lowbit: diagnosis in {path}", flush=True)
+
+
+def _first_non_finite(
+    module: "PretrainModule | Any", batches: list[Mapping[str, Tensor]]
+) -> dict[str, Any] | None:
+    """In the order of cause and effect: a parameter, an output of the forward pass, a gradient.
+
+    Every micro-batch is run again, whatever was found before: all ranks must gather sharded weights
+    equally often. Of sharded tensors each rank looks at its own part.
+    """
+    model = module.model
+    found: list[dict[str, Any]] = []
+    for name, parameter in model.named_parameters():
+        if not _finite(parameter):
+            found.append({"tensor": "parameter", "layer": name})
+    for index, batch in enumerate(batches):
+        with module.trainer.precision_plugin.forward_context():
+            layer = _first_bad_output(model, batch)
+        if layer is not None:
+            found.append({"tensor": "output", "layer": layer, "micro_batch": index})
+    for name, parameter in reversed(list(model.named_parameters())):  # backward starts at the end
+        if parameter.grad is not None and not _finite(parameter.grad):
+            found.append({"tensor": "gradient", "layer": name})
+    return found[0] if found else None
+
+
+def _finite(tensor: Tensor) -> bool:
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return bool(own.isfinite().all())
+
+
+@torch.no_grad()
+def _first_bad_output(model: nn.Module, batch: Mapping[str, Tensor]) -> str | None:
+    """Run the micro-batch again; the layer that first yields a non-finite number."""
+    found: list[str] = []
+
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if isinstance(tensor, Tensor) and not tensor.isfinite().all():
+                found.append(name)
+
+        return look
+
+    hooks = [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if name]
+    try:
+        model(input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found[0] if found else None
+
+
+class SpikeReport(Callback):
+    """Says when a step's loss stands out from those before it; training goes on.
+
+    A spike is more than SPIKE_DEVIATIONS standard deviations, and SPIKE_MARGIN, above the mean of
+    the last SPIKE_WINDOW losses. Stands after StepMetrics, whose loss it reads.
+    """
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        loss = float(trainer.progress_bar_metrics["loss"])
+        if len(self._losses) >= SPIKE_MIN_STEPS:
+            mean, deviation = statistics.fmean(self._losses), statistics.stdev(self._losses)
+            if (
+                loss > mean + max(SPIKE_DEVIATIONS * deviation, SPIKE_MARGIN)
+                and trainer.is_global_zero
+            ):
+                print(
+                    f"lowbit: loss spike at step {trainer.global_step}: {loss:.4f}, after a mean "
+                    f"of {mean:.4f} over {len(self._losses)} steps; training goes on",
+                    flush=True,
+                )
+        self._losses.append(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self._losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._losses.extend(state_dict["losses"])

@@ -1,0 +1,254 @@
+"""When a run saves, what beside weights and optimizer, and how a resumed run finds its place."""
+
+import copy
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
+from train.fit.metrics_csv import MetricsCsv
+from train.fit.signals import Preempted, StopRequest
+
+DiskFull = Literal["stop", "continue"]
+
+
+@dataclass(frozen=True)
+class SavePolicy:
+    """How often, how many, and what a full disk means."""
+
+    every_n_steps: int = 50
+    keep: int = 2
+    disk_full: DiskFull = "stop"
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 1 or self.keep < 2:
+            raise ValueError(
+                f"checkpoint_every={self.every_n_steps}, keep_checkpoints={self.keep}: at least 1 "
+                "and 2, since the newest may be damaged"
+            )
+
+
+class Checkpoints(Callback):
+    """Saves at optimizer steps, answers a requested stop there, restores the generators.
+
+    At a step that validates, the save comes after the validation; a stop does not wait for it: the
+    state from before is saved, and the resumed run begins with the validation.
+    """
+
+    def __init__(self, folder: Path, policy: SavePolicy, stop: StopRequest) -> None:
+        self._folder, self._policy, self._stop = folder, policy, stop
+        self._restored: dict[str, Any] | None = None
+        self._before_validation: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """All ranks go on from the same step, or none does: each has looked for itself."""
+        if trainer.world_size > 1:
+            points: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(points, str(trainer.ckpt_path))
+            if len(set(points)) > 1:
+                raise ValueError(f"the ranks see different checkpoints to go on from: {points}")
+
+    # --- when -----------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        validates = _validation_follows(trainer)
+        self._before_validation = self._position(trainer) if validates else None
+        if not validates and self._due(trainer):
+            self.save(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if self._before_validation is not None:  # it is, at a step's end alone
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._before_validation is None:
+            return  # between two micro-batches there is nothing whole to save
+        self._before_validation = None
+        if self._due(trainer):
+            self.save(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.save(trainer)
+
+    def _due(self, trainer: Trainer) -> bool:
+        return trainer.global_step % self._policy.every_n_steps == 0
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        signum = self._stop.agreed(trainer)
+        if signum:
+            self.save(trainer)
+            raise Preempted(signum)
+
+    # --- saving ---------------------------------------------------------------------------------
+
+    def save(self, trainer: Trainer) -> None:
+        """Save the step just finished, unless that has been done, and drop the oldest."""
+        path = self._folder / f"step-{trainer.global_step:08d}"
+        if trainer.strategy.broadcast(path.exists()):
+            return
+        failure = None
+        try:
+            for logger in trainer.loggers:  # a resume at this step must find this step's metrics
+                if isinstance(logger, MetricsCsv):
+                    logger.sync()
+                elif isinstance(logger, TensorBoardLogger):
+                    logger.experiment.flush()
+            trainer.save_checkpoint(path)
+        except OSError as error:  # on the rank that writes, before the barrier that ends a save
+            failure = str(error)
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            self._answer_failure(trainer, path, failure)
+        elif trainer.is_global_zero:
+            for old in complete_checkpoints(self._folder)[: -self._policy.keep]:
+                AtomicCheckpointIO().remove_checkpoint(old)
+
+    def _answer_failure(self, trainer: Trainer, path: Path, failure: str) -> None:
+        saved = complete_checkpoints(self._folder)
+        newest = saved[-1].name if saved else "none"
+        message = f"{path} could not be written ({failure}); the newest complete one is {newest}"
+        if self._policy.disk_full == "stop":
+            raise OSError(f"{message}; make room and give the same command again")
+        if trainer.is_global_zero:
+            print(f"lowbit: {message}; going on, as disk_full=continue says", flush=True)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Beside Lightning's state: all ranks' generators, and what this is a checkpoint of."""
+        pending = self._before_validation is not None
+        position = self._before_validation or self._position(trainer)
+        checkpoint["loops"]["fit_loop"] = position["fit_loop"]
+        checkpoint["rng"] = _gather(trainer, position["rng"])
+        checkpoint["origin"] = run_origin(trainer, module) | {"validation_pending": pending}
+
+    def _position(self, trainer: Trainer) -> dict[str, Any]:
+        fit_loop = copy.deepcopy(trainer.fit_loop.state_dict())
+        return {"rng": generator_states(), "fit_loop": fit_loop}
+
+    # --- resuming -------------------------------------------------------------------------------
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        saved = checkpoint["origin"]
+        _rescale(checkpoint["loops"]["fit_loop"], saved, trainer.accumulate_grad_batches)
+        self._restored = {"rng": checkpoint["rng"], "origin": saved}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._restored is None:
+            return
+        generators, origin = self._restored["rng"], self._restored["origin"]
+        same_ranks = len(generators) == trainer.world_size
+        if same_ranks:
+            _restore(generators[trainer.global_rank])
+        if trainer.is_global_zero:
+            print(_resume_report(trainer, module, same_ranks, len(generators)), flush=True)
+        if origin["validation_pending"]:
+            _validate(trainer)
+        self._restored = {"rng": generator_states()} if same_ranks else None
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """After the last step no training starts; the validation of that step may be left."""
+        origin = self._restored and self._restored.get("origin")  # dropped when training starts
+        if origin and origin["validation_pending"]:
+            _validate(trainer)
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Once more: on its way here Lightning may have drawn for an iterator it then drops."""
+        if self._restored is not None:
+            _restore(self._restored["rng"])
+            self._restored = None
+
+
+def _validate(trainer: Trainer) -> None:
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    every = trainer.val_check_batch  # counts micro-batches
+    if not every or not trainer.enable_validation or not sum(trainer.num_val_batches):
+        return False
+    return (trainer.fit_loop.total_batch_idx + 1) % every == 0
+
+
+def run_origin(trainer: Trainer, module: Any) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that saved, and where it stood."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return {
+        "step": trainer.global_step,
+        "recipe": recipe_of(module),
+        "data_fingerprint": data.fingerprint,
+        "world_size": trainer.world_size,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def recipe_of(module: Any) -> dict[str, Any]:
+    """The formats of every linear layer's operands, and from when on they change, as plain data."""
+    layers = module.policy.resolve(module.model)
+    tables = {name: recipe.table() if recipe else "kept" for name, recipe in layers.items()}
+    phases = [[phase.start, *phase.gemms] for phase in module.policy.phases]
+    return {"layers": tables, "phases": phases}
+
+
+def _gather(trainer: Trainer, rng: dict[str, Any]) -> list[dict[str, Any]]:
+    if trainer.world_size == 1:
+        return [rng]
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, rng)
+    return gathered
+
+
+def generator_states() -> dict[str, Any]:
+    """Of this process: what dropout and loaders draw from."""
+    rng: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    return rng
+
+
+def _restore(rng: dict[str, Any]) -> None:
+    torch.set_rng_state(rng["torch"])
+    random.setstate(rng["python"])
+    if "cuda" in rng and torch.cuda.is_available():
+        torch.cuda.set_rng_state(rng["cuda"])
+
+
+def _rescale(fit_loop: dict[str, Any], saved: dict[str, Any], accumulate: int) -> None:
+    """Lightning counts micro-batches; with another number of them a step, count those."""
+    before = saved["accumulate_grad_batches"]
+    progress = fit_loop["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        unfinished = counts["ready"] - counts["completed"]
+        for name, count in counts.items():
+            counts[name] = count * accumulate // before
+        counts["completed"] = counts["ready"] - unfinished
+
+
+def _resume_report(trainer: Trainer, module: Any, same_ranks: bool, ranks: int) -> str:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    samples = trainer.global_step * data.global_batch_size
+    rng = "restored"
+    if not same_ranks:
+        rng = f"not restored, {ranks} ranks then and {trainer.world_size} now: dropout differs"
+    return (
+        f"resumed after step {trainer.global_step}: weights restored, optimizer and schedule "
+        f"restored, random generators {rng}, data from sample {samples} on"
+    )

@@ -1,0 +1,52 @@
+"""One row of metrics per optimizer step, over all its micro-batches and ranks."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from train.model.module import PretrainModule
+
+
+class StepMetrics(Callback):
+    """Logs loss, gradient norm, learning rate, tokens; shows loss and tokens/s in the progress bar.
+
+    It stands before `Checkpoints`, so that a checkpoint never lacks the metrics of its step.
+    """
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Tensor], batch_idx: int
+    ) -> None:
+        assert isinstance(module, PretrainModule)
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._began = time.perf_counter()
+            module.loss_sum = torch.zeros((), dtype=torch.float64, device=module.device)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(module, PretrainModule)
+        accumulation = trainer.accumulate_grad_batches
+        if (batch_idx + 1) % accumulation:
+            return
+        # windows have one length, so the mean over micro-batches and ranks is that over tokens
+        mean_loss = trainer.strategy.reduce(module.loss_sum / accumulation, reduce_op="mean")
+        tokens = batch["labels"].numel() * accumulation * trainer.world_size
+        row = {
+            "tokens_seen": trainer.global_step * tokens,
+            "train/loss": float(mean_loss),
+            "grad_norm": module.grad_norm,
+            "lr": module.optimization.lr * module.lr_factor(trainer.global_step - 1),
+            "tokens_per_second": tokens / (time.perf_counter() - self._began),
+        }
+        module.log_row(row)
+        module.log("loss", row["train/loss"], prog_bar=True, logger=False)
+        module.log("tok/s", row["tokens_per_second"], prog_bar=True, logger=False)

@@ -1,0 +1,1 @@
+"""What formats do to operands and gradients while a run trains."""

@@ -1,0 +1,246 @@
+"""The Lightning module: a Llama model under a policy, AdamW, and what is measured on the way."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torchmetrics import MeanMetric, Metric
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from data.module import IGNORED_LABEL
+from lowbit import (
+    Keep,
+    LayerPolicy,
+    Phase,
+    QuantLinear,
+    Randomness,
+    enter_phase,
+    unquantized,
+)
+from train.distributed.fsdp import FullySharded
+from train.fit.guards import check_finite
+from train.model.backends import BackendName, convert
+from train.model.controls import Control, perturb, with_keys
+from train.model.initial import empty_model, pretrained_model, random_model, weights_hash
+from train.model.schedule import warmup_cosine
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW, linear warm-up, cosine decay; the study's values (arXiv 2510.25602, Table 9)."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    """On matrices; gains of norms and biases have none."""
+    warmup_steps: int = 500
+    min_lr_ratio: float = 0.1
+    """The last learning rate, as a fraction of the peak."""
+    max_grad_norm: float = 1.0
+
+
+def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Negative log-likelihood of each label in nats, FP32 [B, S]; 0 at ignored positions."""
+    logits = model(
+        input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False
+    ).logits
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1),
+        batch["labels"].flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="none",
+    )
+    return losses.view_as(batch["labels"])
+
+
+class PretrainModule(LightningModule):
+    """Pretrain a Llama model with its linear layers quantized under `policy`."""
+
+    def __init__(
+        self,
+        llama: LlamaConfig,
+        policy: LayerPolicy,
+        optimization: Optimization = Optimization(),
+        init_from: str | None = None,
+        seed: int = 0,
+        gradient_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        validate_bf16: bool = False,
+        control: Control | None = None,
+        backend: BackendName = "emulate",
+        keep: Keep = Keep(),
+    ) -> None:
+        """Args:
+        llama: The architecture, with the names of transformers' LlamaConfig.
+        policy: Which linear layers get which numerics.
+        optimization: Optimizer, schedule, clipping.
+        init_from: Folder or hub id of pretrained weights to start from, instead of random ones.
+        seed: Of the initial weights and of stochastic rounding; the command line sets it.
+        gradient_checkpointing: Keep each block's input alone and compute the rest again in the
+            backward pass: less memory, the same bits.
+        compile_blocks: `torch.compile` of each block: faster on GPUs, sums in another order.
+        validate_bf16: Validate the same weights without quantization too, as val/loss_bf16.
+        control: Show the noise instead of a recipe. perturbed: initial weights plus 1e-6 of noise;
+            noise: operands plus their quantization error with a random sign.
+        backend: How quantized operands are multiplied. emulate: their values, by the device's BF16
+            GEMM; integer: INT8 codes block by block, on CPUs, for recipes of integers alone.
+        keep: What quantized layers hold on to, time against memory; the same losses.
+        """
+        super().__init__()
+        if keep.quantized_weights and compile_blocks:
+            raise ValueError("model.keep.quantized_weights with model.compile_blocks: one of them")
+        self.control, self.backend, self.keep = control, backend, keep
+        policy = with_keys(policy) if control == "noise" else policy
+        self.policy, self.optimization = policy, optimization
+        self.init_from, self.seed = init_from, seed
+        self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
+        self.randomness = Randomness(seed)
+        self.model: LlamaForCausalLM = self._convert(empty_model(llama))  #: without weights so far
+        self._pretrained = pretrained_model(init_from, self.model.config) if init_from else None
+        self.initial_weights: str | None = None  #: their hash, on rank 0 once they are there
+        self._phase: Phase | None = None
+        self._loaded_step = 0
+        self.validate_bf16 = validate_bf16
+        self.val_loss = MeanMetric().set_dtype(torch.float64)
+        self.val_loss_bf16 = MeanMetric().set_dtype(torch.float64)
+        self.loss_sum = torch.zeros((), dtype=torch.float64)  #: over the step's micro-batches
+        self.grad_norm = math.nan  #: of the step, before clipping
+        self.validation: dict[str, float] = {}  #: the last validation's results
+
+    def _convert(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
+        convert(model, self.policy, self.randomness, self.backend, self.control, self.keep)
+        if self.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        if self.compile_blocks:
+            for block in model.model.layers:
+                block.compile()
+        return model
+
+    def configure_model(self) -> None:
+        """Give the model its weights, once Lightning has brought the processes together.
+
+        They are drawn on the CPU whatever the device. For FSDP2 rank 0 alone draws them.
+        """
+        if not next(self.model.parameters()).is_meta:
+            return
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FullySharded):
+            strategy.shard(self.model, self._draw() if self.trainer.is_global_zero else None)
+        else:
+            self.model = self._convert(self._draw())
+
+    def _draw(self) -> LlamaForCausalLM:
+        model = self._pretrained or random_model(self.model.config, self.seed)
+        self._pretrained = None
+        if self.control == "perturbed":
+            perturb(model, self.seed)
+        if self.trainer.is_global_zero:
+            self.initial_weights = weights_hash(model)
+        return model
+
+    @property
+    def quantized_layers(self) -> dict[str, QuantLinear]:
+        """The layers under a recipe, by name."""
+        modules = self.model.named_modules()
+        return {name: module for name, module in modules if isinstance(module, QuantLinear)}
+
+    # --- training -------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        self._place(self.trainer.global_step, batch)
+
+    def _place(self, step: int, batch: Mapping[str, Tensor]) -> None:
+        """Take the recipes and random numbers of the update number `step`, counted from 0."""
+        phase = self.policy.phase_at(step, self.trainer.max_steps)
+        if phase != self._phase:
+            enter_phase(self.model, self.policy, phase)
+            self._phase = phase
+        self.randomness.set(step, batch["first_sample"] * batch["input_ids"].shape[1])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._loaded_step = checkpoint["global_step"]  # the trainer's stays 0 when it validates
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self.mean_loss(batch)
+        self.loss_sum += loss.detach().double()
+        return loss
+
+    def mean_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Over the tokens that count, nats."""
+        losses = token_losses(self.model, batch)
+        return losses.sum() / (batch["labels"] != IGNORED_LABEL).sum()
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        parameters = list(self.model.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.grad_norm = float(norm)
+        check_finite(self.trainer, self.loss_sum, self.grad_norm)  # clipping spreads what is not
+        nn.utils.clip_grads_with_norm_(parameters, self.optimization.max_grad_norm, norm)
+
+    def log_row(self, metrics: Mapping[str, float]) -> None:
+        """To every logger at full precision, at the number of finished optimizer steps."""
+        for logger in self.loggers:
+            logger.log_metrics(dict(metrics), step=self.trainer.global_step)
+
+    # --- validation -----------------------------------------------------------------------------
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        finished = max(self.trainer.global_step, self._loaded_step)
+        self._place(max(finished - 1, 0), batch)  # as the last update computed
+        self._validate(batch, self.val_loss)
+        if self.validate_bf16:
+            with unquantized(self.model):
+                self._validate(batch, self.val_loss_bf16)
+
+    def _validate(self, batch: Mapping[str, Tensor], metric: Metric) -> None:
+        """A batch of padding is computed too: under FSDP2 all ranks must gather together."""
+        losses, tokens = token_losses(self.model, batch), (batch["labels"] != IGNORED_LABEL).sum()
+        if tokens:
+            metric.update(losses.sum().double() / tokens, weight=tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        loss = float(self.val_loss.compute())
+        self.val_loss.reset()
+        self.validation = {"val/loss": loss, "val/perplexity": math.exp(loss)}
+        if self.validate_bf16:
+            self.validation["val/loss_bf16"] = float(self.val_loss_bf16.compute())
+            self.val_loss_bf16.reset()
+        self.log_row(self.validation)
+        self.log("val_loss", loss, prog_bar=True, logger=False)
+
+    # --- optimizer ----------------------------------------------------------------------------
+
+    def lr_factor(self, step: int) -> float:
+        """On the peak learning rate, for the update with this number, from 0."""
+        return warmup_cosine(
+            step,
+            warmup_steps=self.optimization.warmup_steps,
+            max_steps=self.trainer.max_steps,
+            min_ratio=self.optimization.min_lr_ratio,
+        )
+
+    def configure_optimizers(self) -> Any:
+        parameters = list(self.model.parameters())
+        matrices = [p for p in parameters if p.ndim >= 2]
+        vectors = [p for p in parameters if p.ndim < 2]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": self.optimization.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=self.optimization.lr,
+            betas=self.optimization.betas,
+            fused=True,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

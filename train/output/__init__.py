@@ -1,0 +1,1 @@
+"""How results are left behind: aligned tables, figures, files."""

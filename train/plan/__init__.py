@@ -1,0 +1,1 @@
+"""`lowbit plan`: memory, FLOPs and days of a run before it starts."""

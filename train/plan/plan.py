@@ -1,0 +1,197 @@
+"""`lowbit plan`: memory, FLOPs and days of a launch, before a device is touched."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import LlamaForCausalLM
+
+from train.fit.configuration import RunCLI, read_module
+from train.model.flops import DEVICES, flops_per_token
+from train.model.module import PretrainModule, token_losses
+from train.plan.live_bytes import LiveBytes
+
+FP32 = 4  # bytes
+STRATEGIES = ("auto", "ddp", "fsdp2")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device at the worst moment of a step."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    work: float  #: activations, logits and whatever else a step needs for a while
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.work
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the configuration says of devices, batches and steps."""
+
+    strategy: str
+    ranks: int
+    accumulate: int
+    micro_batch: int
+    seq_len: int
+    steps: int
+
+    @classmethod
+    def read(cls, data: Any, trainer: Any) -> "Launch":
+        strategy, batch = trainer["strategy"], data["global_batch_size"]
+        if strategy not in STRATEGIES:
+            raise ValueError(f"trainer.strategy={strategy}: expected one of {STRATEGIES}")
+        devices, accumulate = trainer["devices"], trainer["accumulate_grad_batches"]
+        if isinstance(devices, list):
+            devices = len(devices)
+        ranks = (1 if devices in ("auto", -1) else int(devices)) * trainer["num_nodes"]
+        micro, rest = divmod(batch, ranks * accumulate)
+        if rest or not micro:
+            raise ValueError(
+                f"data.global_batch_size={batch} is not a multiple of {ranks} devices x "
+                f"trainer.accumulate_grad_batches={accumulate}"
+            )
+        return cls(strategy, ranks, accumulate, micro, data["seq_len"], trainer["max_steps"])
+
+    @property
+    def gradient_parts(self) -> int:
+        """Into how many parts the gradients are cut; FSDP2 accumulates whole ones."""
+        return self.ranks if self.strategy == "fsdp2" and self.accumulate == 1 else 1
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.ranks * self.accumulate * self.micro_batch * self.seq_len
+
+
+def traced_work(module: PretrainModule, launch: Launch, checkpointing: bool) -> int:
+    """Peak bytes beyond the weights and the gradients of a micro-batch of a step.
+
+    It runs on fake tensors, which have shapes and no data, in BF16 autocast. The gradients of the
+    step before are there until the loss is; with accumulation there are gradients all the time.
+    FSDP2 gathers linear weights in BF16 (see distributed/fsdp.py), no longer than it needs them.
+    Recipes do not change the peak (`scripts/bench_step.py memory`), so none is traced.
+    """
+    sharded = launch.strategy == "fsdp2"
+    with FakeTensorMode():
+        model = LlamaForCausalLM(module.model.config)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        if sharded and not module.compile_blocks:
+            for linear in (m for m in model.modules() if isinstance(m, nn.Linear)):
+                if linear.weight is not model.model.embed_tokens.weight:
+                    shape = linear.weight.shape
+                    linear.weight = nn.Parameter(torch.empty(shape, dtype=torch.bfloat16))
+        weights = list(model.parameters())
+        gradients = [torch.empty(w.numel() // launch.gradient_parts) for w in weights]
+        ids = torch.zeros(launch.micro_batch, launch.seq_len, dtype=torch.long)
+
+        def arrive(weight: torch.Tensor) -> None:
+            """Into the gradients; FSDP2 reduces it from FP32, beside the gathered weight."""
+            gathered = [torch.empty_like(weight), torch.empty(weight.shape)] if sharded else []
+            del gathered
+            weight.grad = None
+            if launch.accumulate == 1:
+                gradients.append(torch.empty(weight.numel() // launch.gradient_parts))
+
+        for weight in weights:
+            weight.register_post_accumulate_grad_hook(arrive)  # type: ignore[no-untyped-call]  # torch's
+        with LiveBytes([*weights, *gradients]) as live:
+            before = live.now
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = token_losses(model, {"input_ids": ids, "labels": ids}).sum() / ids.numel()
+            if launch.accumulate == 1:
+                gradients.clear()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        return int(live.peak - before)
+
+
+def memory(module: PretrainModule, launch: Launch, checkpointing: bool) -> Memory:
+    """What one device holds; FP32 weights and gradients, AdamW's two moments.
+
+    DDP keeps a second copy of the gradients, its buckets. FSDP2 divides all three by the ranks, but
+    for the gradients that it accumulates.
+    """
+    model, sharded = module.model, launch.strategy == "fsdp2"
+    whole = FP32 * sum(p.numel() for p in model.parameters())
+    state = whole / (launch.ranks if sharded else 1)
+    work = traced_work(module, launch, checkpointing)
+    if sharded and model.config.tie_word_embeddings:  # FSDP2's root, gathered all the time
+        work += FP32 * model.model.embed_tokens.weight.numel()
+    copies = 2 if launch.strategy == "ddp" and launch.ranks > 1 else 1
+    return Memory(state, copies * whole / launch.gradient_parts, 2 * state, work)
+
+
+class PlanCLI(RunCLI):
+    """The configuration of `lowbit fit` and a device to run it on."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Beside the run's own."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--device", type=str, default="h100", help=f"One of {', '.join(DEVICES)}."
+        )
+        parser.add_argument(
+            "--utilisation",
+            type=float,
+            default=0.4,
+            help="Assumed share of the device's BF16 peak; 0.3 to 0.5 is usual for BF16. Formats "
+            "that are emulated on a GPU are slower: measure a few steps.",
+        )
+
+    def instantiate_classes(self) -> None:
+        """The model alone, without weights: neither devices nor data need be here."""
+        self.model = read_module(self.plain_config()["model"])
+
+
+def plan(argv: list[str]) -> int:
+    """Print what the run of this configuration needs."""
+    cli = PlanCLI("plan", argv)
+    launch = Launch.read(cli.config["data"], cli.config["trainer"])
+    device, utilisation = cli.config["device"], cli.config["utilisation"]
+    if device not in DEVICES:
+        raise ValueError(f"--device {device}: expected one of {', '.join(DEVICES)}")
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"--utilisation {utilisation} is not above 0 and at most 1")
+    flops = flops_per_token(cli.model.model, launch.seq_len)
+    print("\n".join(_size(cli.model, launch, flops)))
+    for checkpointing in (False, True):
+        need, room = memory(cli.model, launch, checkpointing), DEVICES[device][1]
+        print(_need(need, checkpointing) + ("" if need.total < room else f"; ABOVE {device}"))
+    peak = DEVICES[device][0]
+    seconds = launch.steps * launch.tokens_per_step * flops / (launch.ranks * peak * utilisation)
+    print(
+        f"time        {seconds / 86400:.3g} days on {launch.ranks} x {device} at {utilisation:.0%} "
+        f"(assumed) of {peak / 1e12:.0f} TFLOP/s; a third more with checkpointing"
+    )
+    return 0
+
+
+def _size(module: PretrainModule, launch: Launch, flops: float) -> list[str]:
+    model = module.model
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    tokens = launch.steps * launch.tokens_per_step
+    return [
+        f"parameters  {sum(p.numel() for p in model.parameters()):,}, "
+        f"{linear:,} of them in linear layers",
+        f"step        {launch.tokens_per_step:,} tokens: {launch.ranks} devices x "
+        f"{launch.accumulate} micro-batches x {launch.micro_batch} sequences x {launch.seq_len}",
+        f"run         {launch.steps:,} steps, {tokens / 1e9:.3g} B tokens",
+        f"FLOPs       {flops:.4g} a token, {tokens * flops:.3g} in all",
+    ]
+
+
+def _need(need: Memory, checkpointing: bool) -> str:
+    parts = {"weights": need.weights, "gradients": need.gradients, "optimizer": need.optimizer}
+    parts["activations and work"] = need.work
+    return (
+        f"memory      {need.total / 1e9:.3g} GB a device, checkpointing "
+        f"{'on ' if checkpointing else 'off'}: "
+        + ", ".join(f"{name} {size / 1e9:.3g}" for name, size in parts.items())
+    )

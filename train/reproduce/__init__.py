@@ -1,0 +1,1 @@
+"""`lowbit reproduce`: published results against measured ones."""

@@ -1,0 +1,1 @@
+"""What follows from numbers alone: intervals, strata, spikes."""

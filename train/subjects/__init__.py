@@ -1,0 +1,1 @@
+"""What analyses work on: models, their tokenizers, text."""

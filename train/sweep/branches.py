@@ -1,0 +1,100 @@
+"""Branches: paired short continuations of checkpoints, in this process, over different batches.
+
+From one checkpoint every arm (a recipe, perhaps under an override) takes the same H steps on the
+same batches, with the checkpoint's optimizer state and the learning rate of the run's schedule; the
+validation loss that follows is computed under the baseline's numerics. A branch is one such set of
+continuations: its gaps are paired, and branches of other batches are independent of it. They
+measure a drift, at these checkpoints and after so many steps, without the chaos of a whole run.
+"""
+
+import argparse
+import shlex
+from dataclasses import replace
+
+from train.compare.branches import BranchSet, read_branches
+from train.config.strict_yaml import load_yaml
+from train.fit.record import code_origin, command_line
+from train.stats.strata import report_target
+from train.sweep.request import SweepRequest, read_request
+from train.sweep.units import Arms, BranchPoint, Unit, Workers
+
+MIN_ROUNDS = 3  # before a target may end the branches: a spread of fewer is hardly known
+
+
+def run_branches(args: argparse.Namespace) -> int:
+    """The verb with --branch-from; a rerun keeps the branches that are done."""
+    points, request = _read(args)
+    variants = tuple(request.variants())
+    for point in points:  # what is wrong with an arm is said before anything runs
+        Arms.of(point, variants)
+    branches = _resume(request, _describe(points, request, args.horizon))
+    what = f"branches of {len(points)} checkpoints"
+    with Workers(args.jobs) as workers:
+        for rounds in _groups(args.branches, args.target_se):
+            wanted = [
+                Unit(index, point, branch, variants, args.horizon)
+                for branch in rounds
+                for index, point in enumerate(points)
+                if not branches.has(index, branch)
+            ]
+            for unit in workers.results(wanted):
+                branches = branches.with_unit(unit)
+                branches.write(request.out)
+                print(f"{len(branches.units)} of {args.branches * len(points)} {what}", flush=True)
+            if args.target_se is not None and report_target(branches.gaps(), args.target_se, what):
+                break
+    print("\n".join(branches.lines()))
+    print(f"`lowbit compare SWEEP {request.out}` shows them beside full runs")
+    return 0
+
+
+def _read(args: argparse.Namespace) -> tuple[list[BranchPoint], SweepRequest]:
+    if args.horizon is None or args.branches is None or min(args.horizon, args.branches) < 1:
+        raise ValueError("--branch-from needs --horizon and --branches, each at least 1")
+    if args.status or args.task is not None:
+        raise ValueError("--status and --task are for runs, not for --branch-from")
+    request = read_request(args)
+    if request.config or request.arguments:
+        raise ValueError("branches take their configuration from the checkpoints' runs: no -c")
+    points = [BranchPoint.read(path) for path in args.branch_from]
+    for point in points:
+        if point.step + args.horizon > point.max_steps:
+            raise ValueError(f"{point.path} + {args.horizon} steps is beyond the run's last step")
+    return points, request
+
+
+def _groups(count: int, target: float | None) -> list[range]:
+    """Branches that run before the target is looked at again: what is done is whole rounds."""
+    if target is None:
+        return [range(count)]
+    first = min(MIN_ROUNDS, count)
+    return [range(first), *(range(i, i + 1) for i in range(first, count))]
+
+
+def _describe(points: list[BranchPoint], request: SweepRequest, horizon: int) -> BranchSet:
+    variants = request.variants()
+    arms = [
+        {"label": v.label, "recipe": str(v.recipe), "changes": dict(v.changes)} for v in variants
+    ]
+    for arm, variant in zip(arms, variants, strict=True):
+        arm["control"] = load_yaml(variant.recipe.read_text())["model"].get("control")
+    checkpoints = [
+        {"path": str(p.path), "step": p.step, "max_steps": p.max_steps, "digest": p.digest}
+        for p in points
+    ]
+    command = shlex.join(command_line())
+    return BranchSet(variants[0].label, horizon, arms, checkpoints, code_origin(), [command])
+
+
+def _resume(request: SweepRequest, fresh: BranchSet) -> BranchSet:
+    """What is there already, if it is of the same kind."""
+    done = read_branches(request.out)
+    if done is None:
+        return fresh
+    for name in ("baseline", "horizon", "arms", "checkpoints"):
+        if (before := getattr(done, name)) != (now := getattr(fresh, name)):
+            raise ValueError(
+                f"{request.out} holds other branches: {name} was {before}, now it is {now}; choose"
+                " another --out"
+            )
+    return replace(done, commands=[*dict.fromkeys([*done.commands, *fresh.commands])])

@@ -1,0 +1,136 @@
+"""The cast gap: one set of trained weights, evaluated under several recipes.
+
+It measures the forward error of a format without any training noise; what is left is the noise of
+the validation sample, and the standard error over its windows is printed with it.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+from transformers import LlamaConfig
+
+from data.module import IGNORED_LABEL, Windows
+from data.shards import Manifest, TokenShards
+from data.verify import verify
+from lowbit import Randomness, convert_linears
+from train.checkpoints.folder import complete_checkpoints, load_state, step_of
+from train.fit.configuration import read_policy
+from train.model.initial import empty_model, random_model
+from train.runs.run import CastGap
+
+MAX_WINDOWS = 1024
+BATCH = 16
+
+
+def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
+    """Validation loss of `baseline`'s final weights under each run's recipe, minus under its own.
+
+    Keys are the recipes' names; controls, which have weights or noise of their own, are left out.
+    Evaluated in BF16 autocast on the validation split (at most MAX_WINDOWS windows), as `lowbit
+    fit` validates; paired window by window. `along`: the same for the kept checkpoints.
+    """
+    config = _config(baseline)
+    windows = _validation_windows(config)
+    llama = LlamaConfig.from_pretrained(baseline / "hf")
+    models = _Models(llama, config, [_config(run)["model"] for run in runs])
+    per_step = config["data"]["global_batch_size"] * config["data"]["seq_len"]
+    along: dict[str, list[dict[str, Any]]] = {}
+    gaps: dict[str, CastGap] = {}
+    for checkpoint in complete_checkpoints(baseline / "checkpoints"):
+        models.load(load_state(checkpoint)["state_dict"])
+        gaps = models.gaps(windows)  # those of the last stay: the final weights
+        for name, gap in gaps.items():
+            place = {"step": step_of(checkpoint), "tokens_seen": step_of(checkpoint) * per_step}
+            numbers = {k: v for k, v in asdict(gap).items() if k != "along"}
+            along.setdefault(name, []).append(place | numbers)
+    return {name: replace(gap, along=tuple(along[name])) for name, gap in gaps.items()}
+
+
+class _Models:
+    """One set of weights in several models, the baseline's first."""
+
+    def __init__(
+        self, llama: LlamaConfig, config: dict[str, Any], sections: Sequence[dict[str, Any]]
+    ) -> None:
+        seed = config["seed_everything"]
+        self._weights = random_model(empty_model(llama).config, seed)
+        self._own = read_policy(config["model"]["policy"]).name
+        self._models: dict[str, Any] = {}
+        for section in [config["model"], *sections]:
+            if section.get("control") is None:
+                policy = read_policy(section["policy"])
+                shared = {id(p): p for p in self._weights.parameters()}
+                model = copy.deepcopy(self._weights, shared)
+                convert_linears(model, policy, randomness=Randomness(seed))
+                self._models[policy.name] = model
+        self._device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        for model in self._models.values():
+            model.to(self._device).eval()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        prefix = "model."
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        for model in self._models.values():  # they share memory, unless a device parted them
+            model.load_state_dict(own)
+
+    @torch.no_grad()
+    def gaps(self, windows: Windows) -> dict[str, CastGap]:
+        ids = np.arange(min(len(windows), MAX_WINDOWS))
+        found: dict[str, list[Tensor]] = {name: [] for name in self._models}
+        for chunk in np.array_split(ids, range(BATCH, len(ids), BATCH)):
+            batch = {name: x.to(self._device) for name, x in windows.batch(chunk, 0).items()}
+            reference = self._logits(self._own, batch)
+            for name in self._models:
+                own = reference if name == self._own else self._logits(name, batch)
+                found[name].append(_window_differences(reference, own, batch["labels"]))
+        tokens = len(ids) * windows.seq_len
+        return {name: _gap(torch.cat(parts), tokens) for name, parts in found.items()}
+
+    def _logits(self, name: str, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast(self._device.type, torch.bfloat16):
+            inputs = {k: batch[k] for k in ("input_ids", "position_ids") if k in batch}
+            logits: Tensor = self._models[name](**inputs, use_cache=False).logits
+            return logits
+
+
+def _window_differences(reference: Tensor, own: Tensor, labels: Tensor) -> Tensor:
+    """Loss of `own` minus that of `reference`, and KL(reference || own): [windows, 2], float64.
+
+    Means over each window's tokens; a window at a time, for the memory of the log-probabilities.
+    """
+    rows = []
+    for p, q, right in zip(reference, own, labels, strict=True):
+        p, q = p.float().log_softmax(-1), q.float().log_softmax(-1)
+        losses = [F.nll_loss(x, right, ignore_index=IGNORED_LABEL).double() for x in (p, q)]
+        kl = F.kl_div(q, p, reduction="sum", log_target=True).double() / len(right)
+        rows.append(torch.stack([losses[1] - losses[0], kl]).cpu())
+    return torch.stack(rows)
+
+
+def _gap(windows: Tensor, tokens: int) -> CastGap:
+    """From rows of [loss difference, KL]."""
+    count = len(windows)
+    error = float(windows[:, 0].std() / count**0.5) if count > 1 else float("nan")
+    means = windows.mean(0).tolist()
+    return CastGap(means[0], error, count, tokens, kl=means[1])
+
+
+def _config(run: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    return config
+
+
+def _validation_windows(config: dict[str, Any]) -> Windows:
+    path = Path(config["data"]["path"])
+    manifest = Manifest.load(path)
+    verify(path, manifest)
+    mask_eos = manifest.eos_id if config["data"]["document_masking"] else None
+    return Windows(TokenShards(path, manifest, "val"), config["data"]["seq_len"], mask_eos)

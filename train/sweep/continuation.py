@@ -1,0 +1,148 @@
+"""One continuation of a checkpoint, step for step as `lowbit fit` would take it."""
+
+import copy
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from data.module import TokenDataModule
+from lowbit import Randomness
+from train.checkpoints.folder import load_state, step_of
+from train.config.strict_yaml import load_yaml
+from train.fit.configuration import read_module
+from train.fit.guards import NonFiniteError
+from train.model.controls import perturb
+from train.model.module import PretrainModule
+from train.sweep.request import Variant
+
+PRECISIONS = {"32-true": False, "bf16-mixed": True}  # whether autocast is on
+
+
+@dataclass
+class Place:
+    """What PretrainModule and TokenDataModule ask of a trainer; one process, no loop."""
+
+    max_steps: int
+    accumulate_grad_batches: int
+    strategy: SimpleNamespace  # of which they ask the root_device
+    global_step: int
+    world_size: int = 1
+    global_rank: int = 0
+    is_global_zero: bool = True
+    loggers: tuple[Any, ...] = ()
+
+
+def build_module(config: dict[str, Any], variant: Variant) -> PretrainModule:
+    """The run's own model section under the variant's recipe and changes."""
+    own = load_yaml(variant.recipe.read_text())
+    if set(own) != {"model"} or not set(own["model"]) <= {"policy", "control"}:
+        raise ValueError(f"{variant.recipe}: a branch can take model.policy and model.control only")
+    model = copy.deepcopy(config["model"]) | {"control": None, "init_from": None} | own["model"]
+    for key, value in variant.changes.items():
+        section, *path, last = key.split(".")
+        if section != "model":
+            raise ValueError(f"override {key}: a branch can change keys of model alone")
+        place = model
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return read_module(model)
+
+
+class Continuation:
+    """The `horizon` steps after a checkpoint on the batches of `seed`, for one module at a time.
+
+    With the run's own seed they are the run's own steps, but for dropout, which `seed` draws.
+    """
+
+    def __init__(self, checkpoint: Path, config: dict[str, Any], seed: int, horizon: int) -> None:
+        trainer = config["trainer"]
+        if trainer["precision"] not in PRECISIONS:
+            raise ValueError(f"trainer.precision={trainer['precision']}, not of {[*PRECISIONS]}")
+        self._autocast = PRECISIONS[trainer["precision"]]
+        self._device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        if trainer["accelerator"] == "cpu":
+            self._device = torch.device("cpu")
+        self._state, self._first = load_state(checkpoint), step_of(checkpoint)
+        self._seed, self._horizon = seed, horizon
+        strategy = SimpleNamespace(root_device=self._device)
+        accumulate = trainer["accumulate_grad_batches"]
+        self._place = Place(trainer["max_steps"], accumulate, strategy, self._first)
+        data = TokenDataModule(**config["data"] | {"seed": seed, "num_workers": 0})
+        data.trainer = self._place  # type: ignore[assignment]  # it stands in for one
+        data.setup("fit")
+        self._batches = list(islice(data.train_dataloader(), horizon * accumulate))
+        self._validation: Any = data.val_dataloader()
+
+    @property
+    def validation_windows(self) -> int:
+        return sum(int((batch["window"] >= 0).sum()) for batch in self._validation)
+
+    def run(self, module: PretrainModule, judge: PretrainModule) -> float | None:
+        """Validation loss of the weights that `module` ends with, under `judge`'s numerics.
+
+        None if it diverged.
+        """
+        optimizer = self._restore(module)
+        try:
+            for step in range(self._horizon):
+                self._step(module, optimizer, step)
+        except NonFiniteError:
+            return None
+        return self._validate(module, judge)
+
+    def _restore(self, module: PretrainModule) -> torch.optim.Optimizer:
+        self._place.global_step = self._first
+        module.trainer = self._place  # type: ignore[assignment]  # it stands in for one
+        module.configure_model()
+        module.load_state_dict(self._state["state_dict"])
+        if module.control == "perturbed":
+            perturb(module.model, self._seed)
+        for layer in module.quantized_layers.values():
+            layer.randomness = module.randomness = Randomness(self._seed)
+        module.to(self._device).train()
+        torch.manual_seed(self._seed)
+        optimizer: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]
+        (saved,) = self._state["optimizer_states"]  # its moments, under this module's settings
+        groups = optimizer.state_dict()["param_groups"]
+        moments = copy.deepcopy(saved["state"])  # which it would update in place
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return optimizer
+
+    def _step(self, module: PretrainModule, optimizer: torch.optim.Optimizer, step: int) -> None:
+        accumulate = self._place.accumulate_grad_batches
+        self._place.global_step = self._first + step
+        for group in optimizer.param_groups:
+            group["lr"] = module.optimization.lr * module.lr_factor(self._place.global_step)
+        optimizer.zero_grad()
+        module.loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        for index in range(step * accumulate, (step + 1) * accumulate):
+            batch = {name: x.to(self._device) for name, x in self._batches[index].items()}
+            module.on_train_batch_start(batch, index)
+            with self._precision():
+                loss = module.training_step(batch, index)
+            (loss / accumulate).backward()  # type: ignore[no-untyped-call]  # torch's
+        module.configure_gradient_clipping(optimizer)
+        optimizer.step()
+
+    @torch.no_grad()
+    def _validate(self, module: PretrainModule, judge: PretrainModule) -> float:
+        self._place.global_step = self._first + self._horizon
+        judge.trainer = self._place  # type: ignore[assignment]  # it stands in for one
+        judge.configure_model()
+        judge.load_state_dict(module.state_dict())
+        judge.to(self._device).eval()
+        for index, batch in enumerate(self._validation):
+            with self._precision():
+                judge.validation_step({k: x.to(self._device) for k, x in batch.items()}, index)
+        loss = float(judge.val_loss.compute())
+        judge.val_loss.reset()
+        return loss
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast)

@@ -1,0 +1,166 @@
+"""`lowbit sweep`: the same run under several recipes, overrides and seeds, each its own process."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.compare.gaps import compare_pair
+from train.runs.run import Run, read_cast_gaps, read_run, run_status, write_cast_gaps
+from train.stats.strata import report_target
+from train.sweep.processes import Launcher, fit_command
+from train.sweep.request import PlannedRun, SweepRequest, read_request
+from train.sweep.status import status_table
+
+ENDED = ("finished", "diverged")  # a rerun changes neither
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Run recipes x overrides x seeds; what is done is skipped, what was stopped goes on."
+        " Exit codes: 0 done, 1 a run failed, 2 refused, 3 a run diverged (both: 1),"
+        " 130 / 138 / 143 stopped by SIGINT / SIGUSR1 / SIGTERM with checkpoints saved."
+    )
+    parser.add_argument(
+        "--spec", type=Path, help="YAML: out, config, recipes, seeds, overrides, settings"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the run folders")
+    parser.add_argument(
+        *("-c", "--config"), type=Path, action="append", help="YAML of model and trainer"
+    )
+    parser.add_argument(
+        "--recipes", type=Path, nargs="+", help="recipe YAMLs; the first is the baseline"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at a time")
+    parser.add_argument(
+        "--task", type=int, metavar="I",
+        help="only run I of the table (from 0), in this process: for SLURM arrays",
+    )  # fmt: skip
+    parser.add_argument("--status", action="store_true", help="print the table and end")
+    branches = parser.add_argument_group("branches: short continuations of a run's checkpoints")
+    branches.add_argument("--branch-from", type=Path, nargs="+", metavar="CHECKPOINT")
+    branches.add_argument("--horizon", type=int, metavar="H", help="steps of a branch")
+    branches.add_argument("--branches", type=int, metavar="B", help="of each checkpoint, at most")
+    parser.add_argument(
+        "--target-se", type=float, metavar="X",
+        help="stop when every recipe's mean gap has this standard error; print what that takes",
+    )  # fmt: skip
+    parser.add_argument("arguments", nargs="*", help="after --: further arguments of `lowbit fit`")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what has not ended, then evaluate the cast gaps."""
+    if args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: at least 1")
+    if args.branch_from:
+        from train.sweep.branches import run_branches
+
+        return run_branches(args)
+    if args.horizon is not None or args.branches is not None:
+        raise ValueError("--horizon and --branches belong to --branch-from CHECKPOINT")
+    request = read_request(args)
+    plan = request.runs()
+    if args.status:
+        print(status_table(plan, args.jobs))
+        return 0
+    if args.task is not None:
+        return _become(request, plan, args.task)
+    return _run_all(request, plan, args)
+
+
+def _become(request: SweepRequest, plan: list[PlannedRun], task: int) -> int:
+    """This process turns into run `task`: signals, requeueing and exit codes are those of fit."""
+    if not 0 <= task < len(plan):
+        raise ValueError(f"--task {task}: the sweep has the tasks 0 to {len(plan) - 1}")
+    if (status := run_status(plan[task].folder)) in ENDED:
+        print(f"{plan[task].folder} is {status}")
+        return 0
+    sys.stdout.flush()
+    command = fit_command(plan[task], request.config)
+    os.execv(command[0], command)
+
+
+def _run_all(request: SweepRequest, plan: list[PlannedRun], args: argparse.Namespace) -> int:
+    launcher = Launcher(request.config, args.jobs)
+    failed: dict[Path, str] = {}
+    for group in _groups(plan, args.target_se):
+        failed |= launcher.run([p for p in group if not _has_ended(p.folder)])
+        failed |= _mispaired(plan)
+        if launcher.stopped:
+            return 128 + launcher.stopped
+        if args.target_se is not None and _reached(plan, args.target_se):
+            break
+    _evaluate_casts(plan, failed)
+    for folder, reason in failed.items():
+        print(f"lowbit: failed: {folder} ({reason})", file=sys.stderr)
+    print(f"next: lowbit compare {request.out}")
+    diverged = any(run_status(planned.folder) == "diverged" for planned in plan)
+    return 1 if failed else 3 if diverged else 0
+
+
+def _has_ended(folder: Path) -> bool:
+    if (status := run_status(folder)) not in ENDED:
+        return False
+    print(f"{folder} is {status}", flush=True)
+    return True
+
+
+def _groups(plan: list[PlannedRun], target: float | None) -> list[list[PlannedRun]]:
+    """All runs at once; seed by seed where the sweep may end before the last one."""
+    if target is None:
+        return [plan]
+    seeds = dict.fromkeys(planned.seed for planned in plan)
+    return [[planned for planned in plan if planned.seed == seed] for seed in seeds]
+
+
+def _mispaired(plan: Sequence[PlannedRun]) -> dict[Path, str]:
+    """Runs that did not start from the weights that the first run of their seed started from."""
+    first: dict[int, tuple[Path, str]] = {}
+    found = {}
+    for planned in plan:
+        path = planned.folder / "run.json"
+        info = json.loads(path.read_text()) if path.exists() else {"control": "none yet"}
+        if info.get("control"):
+            continue  # its weights are perturbed by design
+        folder, weights = first.setdefault(planned.seed, (planned.folder, info["initial_weights"]))
+        if info["initial_weights"] != weights:
+            found[planned.folder] = f"its initial weights are not those of {folder}"
+    return found
+
+
+def _reached(plan: list[PlannedRun], target: float) -> bool:
+    """Whether the mean gap over the seeds so far is known well enough; says what it would take."""
+
+    groups: dict[str, dict[int, Run]] = {}
+    for planned in plan:
+        if run_status(planned.folder) in ENDED:
+            groups.setdefault(planned.variant.label, {})[planned.seed] = read_run(planned.folder)
+    first = groups.pop(plan[0].variant.label, {})
+    gaps = {name: compare_pair(first, group).gaps or [] for name, group in groups.items() if first}
+    return report_target({name: [values] for name, values in gaps.items()}, target, "seeds")
+
+
+def _evaluate_casts(plan: list[PlannedRun], failed: dict[Path, str]) -> None:
+    """Per seed and override, the weights of the first recipe's run under every run's recipe."""
+    from train.sweep.casts import cast_gaps  # torch takes its time
+
+    groups: dict[tuple[int, str], list[PlannedRun]] = {}
+    for planned in plan:
+        groups.setdefault((planned.seed, planned.variant.override), []).append(planned)
+    for group in groups.values():
+        baseline = group[0].folder
+        done = [p for p in group if p.folder not in failed and run_status(p.folder) in ENDED]
+        known = read_cast_gaps(baseline)
+        names = {p.variant.recipe_name for p in done if not _is_control(p)}
+        if group[0] in done and run_status(baseline) == "finished" and not {*known} >= names:
+            print(f"{baseline}: evaluating its weights under every recipe", flush=True)
+            found = cast_gaps(baseline, [p.folder for p in done])
+            write_cast_gaps(baseline, known | found)
+
+
+def _is_control(planned: PlannedRun) -> bool:
+    """Its weights or its noise are its own: there is nothing to cast."""
+    return bool(json.loads((planned.folder / "run.json").read_text()).get("control"))

@@ -1,0 +1,134 @@
+"""Units of branches: one after another in this process, or several at a time in others."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from hashlib import blake2b
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any, ClassVar
+
+from train.checkpoints.folder import step_of, verify_checkpoint
+from train.config.strict_yaml import load_yaml
+from train.model.module import PretrainModule
+from train.sweep.continuation import Continuation, build_module
+from train.sweep.processes import end_with, share_cores
+from train.sweep.request import Variant
+
+
+@dataclass(frozen=True)
+class BranchPoint:
+    """A checkpoint, and the configuration of the run it is of."""
+
+    path: Path
+    step: int
+    digest: str
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "BranchPoint":
+        if not path.is_dir():
+            raise FileNotFoundError(f"--branch-from {path}: there is no such checkpoint folder")
+        manifest = verify_checkpoint(path)
+        config = path.parent.parent / "config.yaml"
+        if not config.exists():
+            raise FileNotFoundError(f"{path} lies in no run folder: {config} is missing")
+        digest = _digest(json.dumps(manifest["files"], sort_keys=True))
+        return cls(path, step_of(path), digest.hex(), load_yaml(config.read_text()))
+
+    @property
+    def max_steps(self) -> int:
+        return int(self.config["trainer"]["max_steps"])
+
+    def seed(self, branch: int) -> int:
+        """Of the batches, dropout and stochastic rounding of a branch."""
+        return int.from_bytes(_digest(f"{self.digest}:{branch}")[:4]) >> 1
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=8).digest()
+
+
+class Arms:
+    """The modules of the variants; the judge computes under the baseline's numerics."""
+
+    _built: ClassVar[dict[tuple[Path, tuple[str, ...]], "Arms"]] = {}  # of this process
+
+    def __init__(self, config: dict[str, Any], variants: Sequence[Variant]) -> None:
+        self._arms = {variant.label: build_module(config, variant) for variant in variants}
+        self._judge = build_module(config, variants[0])
+
+    @classmethod
+    def of(cls, point: BranchPoint, variants: Sequence[Variant]) -> "Arms":
+        """Those of the checkpoint's run, built once in a process."""
+        key = point.path.parent, tuple(map(repr, variants))
+        if key not in cls._built:
+            cls._built[key] = cls(point.config, variants)
+        return cls._built[key]
+
+    def losses(self, continuation: Continuation) -> dict[str, float | None]:
+        """By label; None where it diverged."""
+        pairs: list[tuple[str, PretrainModule]] = [*self._arms.items()]
+        return {label: continuation.run(module, self._judge) for label, module in pairs}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One branch of one checkpoint: all variants over the same batches."""
+
+    checkpoint: int  #: which of those given
+    point: BranchPoint
+    branch: int
+    variants: tuple[Variant, ...]
+    horizon: int
+
+    def run(self) -> dict[str, Any]:
+        """What branches.json holds of it."""
+        began, seed = time.perf_counter(), self.point.seed(self.branch)
+        continuation = Continuation(self.point.path, self.point.config, seed, self.horizon)
+        return {
+            "checkpoint": self.checkpoint, "branch": self.branch, "seed": seed,
+            "validation_windows": continuation.validation_windows,
+            "losses": Arms.of(self.point, self.variants).losses(continuation),
+            "seconds": time.perf_counter() - began,
+        }  # fmt: skip
+
+
+class Workers:
+    """`jobs` units at a time. Used as a context, beyond which no process of theirs is left."""
+
+    def __init__(self, jobs: int) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        if jobs > 1:
+            share_cores(os.environ, jobs)  # which the processes inherit
+            self._pool = ProcessPoolExecutor(
+                jobs, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+            )
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            for process in active_children():
+                process.terminate()
+            self._pool.shutdown(cancel_futures=True)
+
+    def results(self, units: Iterable[Unit]) -> Iterator[dict[str, Any]]:
+        """Of all units, each when it is done."""
+        if self._pool is None:
+            yield from (unit.run() for unit in units)
+            return
+        done: Iterator[Future[dict[str, Any]]] = as_completed(
+            [self._pool.submit(unit.run) for unit in units]
+        )
+        yield from (future.result() for future in done)
+
+
+def _begin(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's comes to the sweep, which ends us
+    end_with(parent)
