@@ -53,7 +53,7 @@ class FullySharded(ModelParallelStrategy):
         shard_empty(model, mesh, self.root_device, dtype)
         scatter_weights(source, model)
 
-    # The state has the names and the nesting that they have without shards (checkpoints/sharded.py).
+    # Names and nesting of the state are those without shards; see checkpoints/sharded.py.
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from data.module import TokenDataModule
 from lowbit import LayerPolicy
 from train.checkpoints.folder import AtomicCheckpointIO, step_of
+from train.config import formats as formats  # by name, in YAML
 from train.config.strict_yaml import load_yaml, use_strict_yaml
 from train.distributed.ranks import check_launch
 from train.fit.clamping import CodeUse
