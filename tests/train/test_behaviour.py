@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.compare.dynamics import common_target, norm_trend, spikes, tokens_to
+from train.compare.dynamics import common_target, norm_trend, tokens_to
 from train.runs.run import Run
+from train.stats.spikes import count_spikes, mean_before_spike
 
 
 def run(val: list[float], status: str = "finished") -> Run:
@@ -29,13 +30,15 @@ def test_spikes_are_those_that_training_reports() -> None:
     rng = np.random.default_rng(0)
     loss = 3 + rng.normal(0, 0.05, 2000) + 3 * np.exp(-np.arange(2000) / 100)
     loss[[5, 300, 301, 1200, 1999]] += 2.0
-    reported = 0
+    expected = []
     for i in range(20, 2000):
         before = loss[max(0, i - 50) : i].tolist()
-        bound = statistics.fmean(before) + max(6 * statistics.stdev(before), 0.1)
-        reported += loss[i] > bound
-    assert spikes(loss) == reported >= 3
-    assert spikes(loss[:10]) == 0
+        if loss[i] > statistics.fmean(before) + max(6 * statistics.stdev(before), 0.1):
+            expected.append(i)
+    reported = [i for i in range(2000) if mean_before_spike(loss[i], loss[:i].tolist()) is not None]
+    assert reported == expected
+    assert count_spikes(loss) == len(expected) >= 3
+    assert count_spikes(loss[:10]) == 0
 
 
 def test_trend_is_the_last_tenth_over_the_middle() -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from train.compare import compare
-from train.compare.gaps import Pair, compare_pair, t_cdf, t_quantile
+from train.compare.gaps import Pair, compare_pair
 from train.compare.pairing import FIELDS, check_pairing
 from train.runs.run import CastGap, Run, read_runs, write_cast_gaps
+from train.stats.intervals import t_cdf, t_quantile
 
 Make = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]

@@ -10,8 +10,9 @@ import pytest
 
 from train.cli import main
 from train.compare.branches import BranchSet, read_branches
-from train.compare.gaps import t_quantile
-from train.stats.strata import estimate, report_target, units_needed
+from train.stats.intervals import t_quantile
+from train.stats.strata import estimate, units_needed
+from train.sweep.target import report_target
 
 Make = Callable[..., Path]
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from lowbit import BlockFormat, QuantLinear, QuantRecipe, Rotation, convert_linears
 from train.analysis.formats import formats_called
 from train.analysis.tasks import check_installed, task_rows
-from train.compare.gaps import interval
 from train.model.initial import weights_hash
 from train.output.results import aligned, write_csv, write_json
+from train.stats.intervals import interval
 from train.subjects.models import HELP, load_subject
 from train.subjects.text import Text, add_text_arguments, read_text
 

@@ -14,12 +14,13 @@ import numpy as np
 
 from train.compare.branches import find_branches, read_branches
 from train.compare.dynamics import behaviour, common_target
-from train.compare.gaps import MIN_UNITS, RULE, Pair, compare_pair, matched
+from train.compare.gaps import RULE, Pair, compare_pair, matched
 from train.compare.gates import EQUAL_COLUMNS, over_bound, unequal
 from train.compare.golden import export_curves, import_curves
 from train.compare.pairing import FIELDS, check_pairing
 from train.compare.table import terminal
 from train.runs.run import SMOOTHING, CastGap, Run, read_cast_gaps, read_runs
+from train.stats.intervals import MIN_UNITS
 
 CHAOS = (
     "Two BF16 runs whose initial weights differ by 1e-6 drift apart by several times the effect of"

@@ -6,11 +6,8 @@ from typing import Any
 import numpy as np
 
 from train.runs.run import Array, Run
+from train.stats.spikes import count_spikes
 
-SPIKE_WINDOW = 50  # losses before a step that it is measured against
-SPIKE_MIN_STEPS = 20
-SPIKE_DEVIATIONS = 6.0
-SPIKE_MARGIN = 0.1  # nats
 TENTH = 0.1
 
 
@@ -37,21 +34,6 @@ def tokens_to(run: Run, target: float | None) -> float | None:
     return float(tokens[i - 1] + share * (tokens[i] - tokens[i - 1]))
 
 
-def spikes(loss: Array) -> int:
-    """Steps whose loss `lowbit fit` reports (train.fit.guards.SpikeReport), by the same rule."""
-    ends = np.arange(SPIKE_MIN_STEPS, len(loss))
-    if not len(ends):
-        return 0
-    centred = loss - loss.mean()  # or the squares lose digits
-    sums, squares = (np.concatenate([[0.0], np.cumsum(x)]) for x in (centred, centred**2))
-    starts = np.maximum(ends - SPIKE_WINDOW, 0)
-    n = ends - starts
-    mean = (sums[ends] - sums[starts]) / n
-    variance = np.maximum(squares[ends] - squares[starts] - n * mean**2, 0) / (n - 1)
-    reach = np.maximum(SPIKE_DEVIATIONS * np.sqrt(variance), SPIKE_MARGIN)
-    return int((centred[ends] > mean + reach).sum())
-
-
 def norm_trend(norm: Array) -> tuple[float | None, float | None]:
     """Median gradient norm of the last tenth of the steps; that over the median at mid-run."""
     width = int(len(norm) * TENTH)
@@ -72,7 +54,7 @@ def behaviour(run: Run, target: float | None) -> dict[str, Any]:
     norm, trend = norm_trend(finite.get("grad_norm", np.empty(0)))
     return {
         "tokens_to_target": tokens_to(run, target),
-        "spikes": spikes(finite["train/loss"]),
+        "spikes": count_spikes(finite["train/loss"]),
         "grad_norm": norm,
         "grad_norm_trend": trend,
     }

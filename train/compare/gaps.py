@@ -1,15 +1,13 @@
 """Paired gaps between recipes: seeds are the units, and a verdict needs at least three of them."""
 
-import math
 from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 
-from train.runs.run import Array, Curve, Run
+from train.runs.run import Curve, Run
+from train.stats.intervals import MIN_UNITS, interval
 
-CONFIDENCE = 0.95
-MIN_UNITS = 3
 TAIL = 0.9  # a descriptive band spans the steps after this share of the tokens
 RULE = (
     "Verdict of b against a: the paired gap is val loss of b minus that of a at the last tokens"
@@ -37,44 +35,6 @@ class Pair:
     low: float | None = None
     high: float | None = None
     band: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Interval:
-    mean: Array
-    standard_error: Array
-    low: Array
-    high: Array
-
-
-def t_cdf(t: float, df: int) -> float:
-    """P(T <= t) for an integer number of degrees of freedom, a finite sum (Abramowitz 26.7.3-4)."""
-    theta = math.atan(t / math.sqrt(df))
-    term, total = (1.0, 1.0) if df % 2 == 0 else (math.cos(theta), math.cos(theta))
-    for k in range(2 + df % 2, df - 1, 2):
-        term *= math.cos(theta) ** 2 * (k - 1) / k
-        total += term
-    if df % 2 == 0:
-        return 0.5 + 0.5 * math.sin(theta) * total
-    return 0.5 + (theta + (math.sin(theta) * total if df > 1 else 0.0)) / math.pi
-
-
-def t_quantile(p: float, df: int) -> float:
-    """The t that `t_cdf` maps to 0.5 < p < 1."""
-    low, high = 0.0, 1.0
-    while t_cdf(high, df) < p:
-        high *= 2
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return high
-
-
-def interval(gaps: Array) -> Interval:
-    """Mean over the units (axis 0) and its Student-t interval."""
-    n = len(gaps)
-    mean, error = gaps.mean(axis=0), gaps.std(axis=0, ddof=1) / math.sqrt(n)
-    reach = t_quantile((1 + CONFIDENCE) / 2, n - 1) * error
-    return Interval(mean, error, mean - reach, mean + reach)
 
 
 def matched(a: Curve, b: Curve) -> Curve:

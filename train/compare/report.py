@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from train.compare.gaps import MIN_UNITS, interval, matched, pairs_of, val_gaps
+from train.compare.gaps import matched, pairs_of, val_gaps
 from train.compare.plot import plot
 from train.runs.run import Array, Curve, Run
+from train.stats.intervals import MIN_UNITS, interval
 
 MAX_POINTS = 1000  # of a drawn curve
 NOT_SETTINGS = ("status", "command", "commit", "format_version")

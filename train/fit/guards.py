@@ -2,7 +2,6 @@
 
 import json
 import math
-import statistics
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from train.compare.dynamics import SPIKE_DEVIATIONS, SPIKE_MARGIN, SPIKE_MIN_STEPS, SPIKE_WINDOW
+from train.stats.spikes import WINDOW, mean_before_spike
 
 if TYPE_CHECKING:
     from train.model.module import PretrainModule
@@ -124,12 +123,11 @@ def _first_bad_output(model: nn.Module, batch: Mapping[str, Tensor]) -> str | No
 class SpikeReport(Callback):
     """Says when a step's loss stands out from those before it; training goes on.
 
-    A spike is more than SPIKE_DEVIATIONS standard deviations, and SPIKE_MARGIN, above the mean of
-    the last SPIKE_WINDOW losses. Stands after StepMetrics, whose loss it reads.
+    By the rule of `train.stats.spikes`. Stands after StepMetrics, whose loss it reads.
     """
 
     def __init__(self) -> None:
-        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self._losses: deque[float] = deque(maxlen=WINDOW)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -137,17 +135,13 @@ class SpikeReport(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         loss = float(trainer.progress_bar_metrics["loss"])
-        if len(self._losses) >= SPIKE_MIN_STEPS:
-            mean, deviation = statistics.fmean(self._losses), statistics.stdev(self._losses)
-            if (
-                loss > mean + max(SPIKE_DEVIATIONS * deviation, SPIKE_MARGIN)
-                and trainer.is_global_zero
-            ):
-                print(
-                    f"lowbit: loss spike at step {trainer.global_step}: {loss:.4f}, after a mean "
-                    f"of {mean:.4f} over {len(self._losses)} steps; training goes on",
-                    flush=True,
-                )
+        mean = mean_before_spike(loss, self._losses)
+        if mean is not None and trainer.is_global_zero:
+            print(
+                f"lowbit: loss spike at step {trainer.global_step}: {loss:.4f}, after a mean of "
+                f"{mean:.4f} over {len(self._losses)} steps; training goes on",
+                flush=True,
+            )
         self._losses.append(loss)
 
     def state_dict(self) -> dict[str, Any]:

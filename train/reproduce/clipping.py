@@ -18,8 +18,8 @@ from lowbit import (
     block_format,
     convert_linears,
 )
-from train.compare.gaps import interval
 from train.reproduce.claims import Claim
+from train.stats.intervals import interval
 
 PUBLISHED = {-1: (3.2544, 3.2560), 128: (3.1309, 3.1289), 32: (3.1354, 3.1251)}
 """Final loss of the 145M model with BF16 scales: [-128, 127], [-127, 127]."""

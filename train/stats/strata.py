@@ -1,12 +1,12 @@
 """Mean gaps over units of several strata, and how many units a wanted standard error takes."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from train.compare.gaps import CONFIDENCE, MIN_UNITS, t_quantile
+from train.stats.intervals import CONFIDENCE, MIN_UNITS, t_quantile
 
 Strata = Sequence[Sequence[float]]
 
@@ -50,24 +50,3 @@ def units_needed(found: Estimate, target: float) -> int | None:
     if found.standard_error is None:
         return None
     return max(MIN_UNITS, math.ceil(found.units * (found.standard_error / target) ** 2))
-
-
-def report_target(gaps: Mapping[str, Strata], target: float, what: str) -> bool:
-    """Print where each recipe's mean stands; whether all have reached the target."""
-    if not target > 0:
-        raise ValueError(f"--target-se {target}: expected a positive number")
-    reached = True
-    for label, strata in gaps.items():
-        found = estimate(strata)
-        needed = units_needed(found, target)
-        if found.standard_error is None or needed is None:
-            print(f"{label}: {found.units} {what}, too few for a standard error", flush=True)
-            reached = False
-            continue
-        reached = reached and found.standard_error <= target
-        print(
-            f"{label}: {found.mean:+.5f} ± {found.standard_error:.5f} from {found.units} {what};"
-            f" {target:g} takes about {needed}",
-            flush=True,
-        )
-    return reached

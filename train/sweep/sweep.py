@@ -9,10 +9,10 @@ from pathlib import Path
 
 from train.compare.gaps import compare_pair
 from train.runs.run import Run, read_cast_gaps, read_run, run_status, write_cast_gaps
-from train.stats.strata import report_target
 from train.sweep.processes import Launcher, fit_command
 from train.sweep.request import PlannedRun, SweepRequest, read_request
 from train.sweep.status import status_table
+from train.sweep.target import report_target
 
 ENDED = ("finished", "diverged")  # a rerun changes neither
 
