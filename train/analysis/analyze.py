@@ -11,7 +11,8 @@ from lowbit.definition.rotation import SIZES
 from lowbit.recipe import OPERANDS
 from train.analysis.formats import BLOCK_SCALED, PAIRS, formats_called
 from train.analysis.operands import CREST_BLOCKS, Findings, Look, observe
-from train.output.results import aligned, write_csv, write_json, write_page
+from train.output.files import write_csv, write_json, write_page
+from train.output.tables import table
 from train.subjects.models import HELP, Subject, load_subject
 from train.subjects.text import Text, add_text_arguments, read_text
 
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(protocol))
     for title, rows in tables.items():
         parts += [title, rows]
-        print(f"\n{title}\n\n{aligned(rows)}")
+        print(f"\n{title}\n\n{table(rows)}")
     write_page("Operands under block formats", [*parts, *pictures], args.out / "analyze.html")
     print(f"\nwritten: {args.out}/analyze.html .json, qsnr.csv, crest.csv, figures")
     return 0

@@ -11,8 +11,7 @@ from lowbit.recipe import OPERANDS
 from lowbit.theory import EXACT, curve
 from train.analysis.formats import PAIRS
 from train.analysis.operands import Findings, Look
-from train.compare.plot import COLORS
-from train.output.results import save
+from train.output.figures import COLORS, save
 
 
 def plot_scatter(found: Findings, look: Look, out: Path) -> Path:

@@ -16,7 +16,8 @@ from lowbit import BlockFormat, QuantLinear, QuantRecipe, Rotation, convert_line
 from train.analysis.formats import formats_called
 from train.analysis.tasks import check_installed, task_rows
 from train.model.initial import weights_hash
-from train.output.results import aligned, write_csv, write_json
+from train.output.files import write_csv, write_json
+from train.output.tables import table
 from train.stats.intervals import interval
 from train.subjects.models import HELP, load_subject
 from train.subjects.text import Text, add_text_arguments, read_text
@@ -73,12 +74,12 @@ def run(args: argparse.Namespace) -> int:
         f" {args.dtype}, compute included",
         *protocol(args, text),
     ]
-    print("\n".join([*lines, "", aligned(rows)]))
+    print("\n".join([*lines, "", table(rows)]))
     tasks = []
     if args.tasks:
         assert subject.vocabulary is not None
         tasks = task_rows(converted, subject.vocabulary, recipes, args.tasks, args.fewshot)
-        print("\n".join(["", *(aligned([row]) for row in tasks)]))
+        print("\n".join(["", *(table([row]) for row in tasks)]))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         write_csv(rows, args.out / "eval.csv")

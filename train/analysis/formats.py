@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lowbit import BlockFormat, IntFormat, ScaleFormat, block_format
 from lowbit.formats import NAMED
-from train.compare.plot import COLORS
+from train.output.figures import COLORS
 
 PAIRS = (("mxint8", "mxfp8"), ("mxint6", "mxfp6"), ("mxint4", "mxfp4"), ("nvint4", "nvfp4"))
 """Integer against float: what the INT-v-FP study compares."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from train.output.tables import aligned
+
 if TYPE_CHECKING:
     from lowbit.formats import BlockFormat
 
@@ -34,10 +36,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rules = [rule.value for rule in formats.ScaleRule]
     rows = [HEADER, *(_row(format, rules) for format in formats.NAMED.values())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    print("\n".join(aligned(rows, left=range(len(HEADER)))))
     aliases = ", ".join(f"{alias} = {format}" for alias, format in formats.ALIASES.items())
     print(f"\n{textwrap.fill(f'Also: {aliases}. {NOTES}', 100)}")
     return 0

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     exact = replace(EXACT, rho_e8m0=args.rho)
     crossings, measured = crossings_table(exact), measured_table(formats, args, exact)
     from train.analysis.theory_plot import plot
-    from train.output.results import aligned, write_csv, write_json
+    from train.output.files import write_csv, write_json
+    from train.output.tables import table
 
     args.out.mkdir(parents=True, exist_ok=True)
     curves = {str(format): curve(format, CRESTS, exact) for format in formats}
@@ -69,11 +70,11 @@ def run(args: argparse.Namespace) -> int:
         f"E8M0 and E4M3 scales); exact: Q = 2^(b-1) - 1, rho {exact.rho_e8m0} and "
         f"{exact.rho_e4m3}, or 1 for E4M3 as the study's text has it.\n"
     )
-    print(aligned(crossings))
+    print(table(crossings))
     print(
         f"\nMeasured on {args.samples} random numbers (seed {args.seed}) beside the theory, dB:\n"
     )
-    print(aligned(measured))
+    print(table(measured))
     print(f"\n{NOTE}\n\nwritten: {args.out}/theory.csv .json .png .svg")
     return 0
 

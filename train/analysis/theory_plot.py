@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lowbit import BlockFormat, ScaleFormat, block_format
 from lowbit.theory import Convention, crossover, curve
 from train.analysis.formats import PAIRS, style
-from train.output.results import save
+from train.output.figures import save
 
 MARKERS = {"gaussian": "o", "laplace": "s", "student-t 4": "^"}
 

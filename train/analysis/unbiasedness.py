@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from lowbit import BlockFormat, QuantRecipe, Rounding
 from lowbit.measure.unbiasedness import GradientErrors, gradient_errors
 from train.analysis.operands import backward_pass, chosen_linears
-from train.compare.plot import COLORS
-from train.output.results import save
+from train.output.figures import COLORS, save
 from train.subjects.text import Text
 
 UNBIASED = -0.9  # slope of log error over log B: -1 but for chance, 0 for a bias

@@ -4,12 +4,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers; black is the baseline's, yellow last
-COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
+from train.output.figures import COLORS, save
+
 MARKERS = "osD^vphd"
 CONTROL = "#999999"
 GAP_FROM = 0.25  # share of the tokens after which the gap panel must show everything
@@ -54,9 +53,7 @@ def plot(document: dict[str, Any], out: Path) -> None:
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.tick_params(labelsize=11)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out / "compare.png", dpi=150)
-    with matplotlib.rc_context({"svg.hashsalt": "lowbit"}):  # the same input, the same file
-        figure.savefig(out / "compare.svg", metadata={"Date": None})
+    save(figure, out / "compare")
 
 
 def _draw_branches(

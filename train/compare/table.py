@@ -1,8 +1,9 @@
 """What `lowbit compare` prints: the table, the verdicts and what to know about them."""
 
 import textwrap
-from collections.abc import Collection, Sequence
 from typing import Any
+
+from train.output.tables import aligned
 
 COLUMNS = (
     "recipe|seed|status|val loss|perplexity|train loss|gap|max gap|cast gap ± s.e.|tokens/s"
@@ -107,10 +108,3 @@ def _branch_cells(row: dict[str, Any]) -> list[str]:
         label, signed(row["mean"]), error, interval, str(row["units"]), str(row["diverged"]),
         row["verdict"],
     ]  # fmt: skip
-
-
-def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
-    """The columns `left` to the left, for words; the others, for numbers, to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    form = "  ".join(f"{{:{'<' if i in left else '>'}{w}}}" for i, w in enumerate(widths))
-    return [form.format(*row).rstrip() for row in rows]

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from train.output.results import aligned, write_csv, write_json, write_page
+from train.output.files import write_csv, write_json, write_page
+from train.output.tables import table
 from train.reproduce.claims import (
     Claim,
     crossovers,
@@ -83,17 +84,17 @@ def _report(
     )
     (args.out / "reproduce.md").write_text(_markdown(head, rows, title, measured), encoding="utf-8")
     short = [{k: v for k, v in row.items() if k != "why"} for row in rows]
-    print(f"\n{head}\n\n{aligned(short)}\n\ndiffering, and why:")
+    print(f"\n{head}\n\n{table(short)}\n\ndiffering, and why:")
     for claim in claims:
         if not claim.agrees:
             print(f"- {claim.part}, {claim.what}: {claim.why}")
-    print(f"\n{title}\n\n{aligned(measured)}\n\nwritten: {args.out}/reproduce.html .md .json, .csv")
+    print(f"\n{title}\n\n{table(measured)}\n\nwritten: {args.out}/reproduce.html .md .json, .csv")
 
 
 def _markdown(
     head: str, rows: list[dict[str, str]], title: str, measured: list[dict[str, Any]]
 ) -> str:
-    from train.output.results import cell
+    from train.output.tables import cell
 
     def line(cells: Iterable[Any]) -> str:
         return f"| {' | '.join(cell(value).replace('|', BAR) for value in cells)} |"

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from statistics import median
 
-from train.compare.table import aligned
+from train.output.tables import aligned
 from train.runs.lock import holder
 from train.runs.run import Run, read_run
 from train.sweep.request import PlannedRun

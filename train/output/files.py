@@ -1,4 +1,4 @@
-"""How results are left behind: aligned text, CSV, JSON, figures, a self-contained page."""
+"""Files that results are left in: CSV, JSON, and a self-contained page."""
 
 import base64
 import csv
@@ -9,32 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
-Row = Mapping[str, Any]
-
-
-def cell(value: Any) -> str:
-    """A number with four significant digits or more, anything else as it is."""
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
-    return "-" if value is None else str(value)
-
-
-def aligned(rows: Sequence[Row]) -> str:
-    """A table with the keys of the first row as its head; words to the left, numbers right."""
-    head = list(rows[0])
-    cells = [head, *([cell(row[key]) for key in head] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    words = [isinstance(rows[0][key], str) for key in head]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if word else text.rjust(width)
-            for text, width, word in zip(line, widths, words, strict=True)
-        ).rstrip()
-        for line in cells
-    )
+from train.output.tables import Row, cell
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -56,13 +31,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def save(figure: Figure, stem: Path) -> None:
-    """As PNG and SVG, the same bytes for the same content."""
-    figure.savefig(stem.with_suffix(".png"), dpi=150)
-    with matplotlib.rc_context({"svg.hashsalt": "lowbit"}):
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
 def write_page(title: str, parts: Sequence[str | Sequence[Row] | Path], path: Path) -> None:

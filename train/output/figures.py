@@ -1,0 +1,16 @@
+"""What all figures share: colours, and files that are the same for the same content."""
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by colour-blind readers; black is the baseline's, yellow last
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """As PNG and SVG, the same bytes for the same content."""
+    figure.savefig(stem.with_suffix(".png"), dpi=150)
+    with matplotlib.rc_context({"svg.hashsalt": "lowbit"}):
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
