@@ -52,6 +52,11 @@ class Windows:
         return batch
 
 
+def spread(count: int, total: int) -> NDArray[np.int64]:
+    """`count` of `total` indices, each from the middle of one of as many equal stretches."""
+    return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
+
+
 def document_positions(inputs: Tensor, eos_id: int) -> Tensor:
     """Positions counted from the start of each document, or of the window within one."""
     index = torch.arange(inputs.shape[1]).expand_as(inputs)

@@ -20,9 +20,8 @@ from train.compare import compare
 from train.compare.pairing import check_pairing
 from train.fit.record import run_status
 from train.runs.lock import RunLock, holder
-from train.runs.run import read_cast_gaps, read_runs, write_cast_gaps
+from train.runs.run import read_cast_gaps, read_runs
 from train.sweep import sweep
-from train.sweep.casts import cast_gaps
 from train.sweep.request import PlannedRun, SweepRequest, read_request
 from train.sweep.sweep import _mispaired, add_arguments
 
@@ -42,23 +41,6 @@ def test_the_plan_is_every_recipe_for_every_seed(recipes: Path, tiny: Path) -> N
 def test_two_recipes_of_one_name_are_refused(recipes: Path) -> None:
     with pytest.raises(ValueError, match="different names"):
         SweepRequest(Path("out"), (), (recipes / "bf16.yaml",) * 2, (0,), {}, ())
-
-
-def test_cast_gap(fit: Fit, tmp_path: Path) -> None:
-    """The baseline against itself is exactly zero; coarser elements cost more."""
-    for recipe in ("bf16", "mxint8", "mxfp8"):
-        fit(tmp_path / recipe, recipe, "--checkpoint_every", "3")
-    gaps = cast_gaps(tmp_path / "bf16", [tmp_path / r for r in ("bf16", "mxint8", "mxfp8")])
-    assert gaps["bf16"].mean == gaps["bf16"].standard_error == 0
-    assert 0 < abs(gaps["mxint8"].mean) < 0.02
-    assert gaps["mxint8"].standard_error < gaps["mxfp8"].standard_error
-    assert gaps["mxfp8"].tokens == gaps["mxfp8"].windows * 32
-    assert gaps["bf16"].kl == 0 < gaps["mxint8"].kl < gaps["mxfp8"].kl < 0.01  # type: ignore[operator]
-    along = gaps["mxfp8"].along
-    assert [point["tokens_seen"] for point in along] == [3 * 8 * 32, 6 * 8 * 32]
-    assert along[-1]["mean"] == gaps["mxfp8"].mean != along[0]["mean"]
-    write_cast_gaps(tmp_path / "bf16", gaps)
-    assert read_cast_gaps(tmp_path / "bf16")["mxfp8"].kl == gaps["mxfp8"].kl
 
 
 @pytest.mark.slow

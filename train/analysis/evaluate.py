@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lowbit import BlockFormat, QuantLinear, QuantRecipe, Rotation, convert_linears
 from train.analysis.formats import formats_called
 from train.analysis.tasks import check_installed, task_rows
+from train.model.head import NAMES, compared
 from train.model.initial import weights_hash
 from train.output.files import write_csv, write_json
 from train.output.tables import table
@@ -24,6 +25,8 @@ from train.subjects.text import Text, add_text_arguments, read_text
 
 TOP = 25  # logits of the baseline in the study's KL
 CHUNK = 256  # tokens whose probabilities are held in float64 at a time
+SEQ_LEN = 1024
+ARITHMETIC = {"float32": "32-true", "bfloat16": "bf16-true", "bf16-mixed": "bf16-mixed"}
 BASELINE = "bf16"  # the recipe's name: all operands as the baseline has them
 
 
@@ -39,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Hadamard rotation of both operands: none, block (of the format), 16, 32, 64 or 128",
     )  # fmt: skip
     parser.add_argument("--skip", nargs="*", default=["lm_head"], help="layers left alone (globs)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype", choices=[*ARITHMETIC],
+        help="bf16-mixed: as a run computes; logits are FP32 throughout (default: a run's own, else"
+        " float32)",
+    )  # fmt: skip
     parser.add_argument(
         "--tasks", nargs="+", metavar="TASK",
         help="of the LM evaluation harness besides, under every format (needs lm_eval)",
@@ -48,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fewshot", type=int, metavar="N", help="examples in a task's prompt (default: the task's)"
     )
     parser.add_argument("--out", type=Path, help="folder for eval.csv and eval.json")
-    add_text_arguments(parser, windows=8, seq_len=1024)
+    add_text_arguments(parser, windows=8, seq_len=None, unit=f"a run's own, else {SEQ_LEN}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,15 +70,17 @@ def run(args: argparse.Namespace) -> int:
     subject = load_subject(args.model, args.cache)
     if args.tasks and subject.vocabulary is None:
         raise ValueError(f"--tasks: {subject.source} brings no readable tokenizer")
+    args.seq_len = args.seq_len or subject.seq_len or SEQ_LEN
     text = read_text(subject, args)
-    model = subject.model.to(getattr(torch, args.dtype))
+    dtype = args.dtype or ("bf16-mixed" if subject.precision == "bf16-mixed" else "float32")
+    model = subject.model.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     digest = weights_hash(model)
     converted = convert_linears(model, QuantRecipe(), tuple(args.skip))
-    scores = evaluate(converted, recipes, text)
+    scores = evaluate(converted, recipes, text, autocast=dtype == "bf16-mixed")
     rows = [summary(name, score, scores[BASELINE]) for name, score in scores.items()]
     lines = [
         f"model: {subject.source}, weights sha256 {digest[:12]}; the baseline is this model in"
-        f" {args.dtype}, compute included",
+        f" {dtype}: {NAMES[ARITHMETIC[dtype]]}",
         *protocol(args, text),
     ]
     print("\n".join([*lines, "", table(rows)]))
@@ -130,8 +139,13 @@ class Score:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, recipes: Mapping[str, QuantRecipe], text: Text) -> dict[str, Score]:
-    """Every recipe on every window; the first recipe is the baseline of the divergences."""
+def evaluate(
+    model: nn.Module, recipes: Mapping[str, QuantRecipe], text: Text, *, autocast: bool = False
+) -> dict[str, Score]:
+    """Every recipe on every window; the first recipe is the baseline of the divergences.
+
+    Logits are FP32, as in a sweep's cast gap; `autocast`: all before them as in a BF16 run.
+    """
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model.to(device).eval()
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
@@ -141,7 +155,8 @@ def evaluate(model: nn.Module, recipes: Mapping[str, QuantRecipe], text: Text) -
         for name, recipe in recipes.items():
             for layer in layers:
                 layer.set_recipe(recipe)
-            logits = model(input_ids=inputs[None], use_cache=False).logits[0]
+            with compared(model, device, autocast=autocast):
+                logits = model(input_ids=inputs[None], use_cache=False).logits[0]
             if reference is None:
                 reference = logits.double().log_softmax(-1)
             found = divergences(reference, logits, labels)

@@ -1,6 +1,7 @@
 """What `lowbit compare` prints: the table, the verdicts and what to know about them."""
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from train.output.tables import aligned
@@ -48,6 +49,8 @@ def _behaviour(result: dict[str, Any]) -> list[str]:
         cells = ["-" if row[key] is None else f"{row[key]:{form}}" for key, form in values]
         trend = "-" if row["grad_norm_trend"] is None else f"× {row['grad_norm_trend']:.2f}"
         kl = "-" if cast.get("kl") is None else f"{cast['kl']:.2e}"
+        if cast.get("kl_standard_error") is not None:
+            kl += f" ± {cast['kl_standard_error']:.0e}"
         rows.append([row["label"], str(row["seed"]), *cells, trend, kl])
     about = (
         f"Target: val loss {target:.4f}, the lowest that all runs reached. "
@@ -56,9 +59,22 @@ def _behaviour(result: dict[str, Any]) -> list[str]:
     )
     about += (
         "Spikes: as `lowbit fit` reports them. Grad norm: median of the last tenth of the steps;"
-        " trend: over that at mid-run. Cast KL: nats per token."
+        " trend: over that at mid-run. Cast KL: nats per token ± s.e."
     )
+    about += _floor(result["runs"])
     return [*aligned([columns, *rows], left=(0,)), "", textwrap.fill(about, WIDTH)]
+
+
+def _floor(rows: Sequence[dict[str, Any]]) -> str:
+    """What the casts' KL is beside: the same weights moved by a millionth."""
+    casts = [row["cast_gap"] for row in rows if row["cast_gap"]]
+    floors = [cast["kl_floor"] for cast in casts if cast.get("kl_floor") is not None]
+    ways = ", ".join(dict.fromkeys(c["arithmetic"] for c in casts if c.get("kl") is not None))
+    text = f" ({ways})." if ways else ""
+    if floors:
+        text += " Its floor, the baseline against itself with weights moved by 1e-6:"
+        text += f" {', '.join(dict.fromkeys(f'{floor:.0e}' for floor in floors))}."
+    return text
 
 
 def sentence(pair: dict[str, Any]) -> str:
@@ -85,9 +101,14 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["label"] + (" (control)" if row["control"] else ""), str(row["seed"]), status,
         number("val_loss", ".4f"), number("perplexity", ",.2f"), number("train_loss", ".4f"),
         number("gap", "+.5f"), number("max_gap", "+.5f"),
-        f"{cast['mean']:+.5f} ± {cast['standard_error']:.5f}" if cast else "-",
+        _with_error(cast) if cast else "-",
         number("tokens_per_second", ",.0f"),
     ]  # fmt: skip
+
+
+def _with_error(cast: dict[str, Any]) -> str:
+    error = cast["standard_error"]
+    return f"{cast['mean']:+.5f}" + ("" if error is None else f" ± {error:.5f}")
 
 
 def branch_lines(document: dict[str, Any]) -> list[str]:

@@ -30,10 +30,13 @@ class CastGap:
     """
 
     mean: float
-    standard_error: float
+    standard_error: float | None  # None of a single window
     windows: int
     tokens: int
-    kl: float | None = None  # KL(baseline || recipe), nats per token
+    kl: float | None = None  # KL(baseline || recipe), nats per token, of FP32 logits
+    kl_standard_error: float | None = None
+    kl_floor: float | None = None  # the same for the baseline's own weights moved by 1e-6
+    arithmetic: str = "logits rounded as under autocast"  # of files that do not say
     along: tuple[dict[str, Any], ...] = ()  # the same at each kept checkpoint, by tokens_seen
 
 

@@ -37,6 +37,8 @@ class Subject:
     vocabulary: Vocabulary | None  #: None where only --tokenizer could tell
     source: str  #: what was read, for a person
     data: Path | None = None  #: prepared data the model was trained on
+    seq_len: int | None = None  #: of its run
+    precision: str | None = None  #: of its run's trainer
 
 
 def load_subject(name: str, cache: Path) -> Subject:
@@ -66,11 +68,13 @@ def _from_gguf(file: GGUF) -> Subject:
 
 def _from_run(run: Path, checkpoint: Path | None) -> Subject:
     """The finished run's weights, or those of the newest (or the given) checkpoint."""
-    data = Path(load_yaml((run / "config.yaml").read_text())["data"]["path"])
+    config = load_yaml((run / "config.yaml").read_text())
+    data = Path(config["data"]["path"])
+    own = (data, config["data"].get("seq_len"), config.get("trainer", {}).get("precision"))
     tokenizer = data / "tokenizer.json"
     vocabulary = load_vocabulary(str(tokenizer)) if tokenizer.is_file() else None
     if checkpoint is None and (run / "hf").is_dir():
-        return Subject(_pretrained(str(run / "hf")), vocabulary, f"{run}/hf", data)
+        return Subject(_pretrained(str(run / "hf")), vocabulary, f"{run}/hf", *own)
     if checkpoint is None:
         found = complete_checkpoints(run / "checkpoints")
         if not found:
@@ -82,7 +86,7 @@ def _from_run(run: Path, checkpoint: Path | None) -> Subject:
     weights = {k.removeprefix("model."): v for k, v in saved.items() if k.startswith("model.")}
     model.load_state_dict(weights)
     model.train(False)
-    return Subject(model, vocabulary, str(checkpoint), data)
+    return Subject(model, vocabulary, str(checkpoint), *own)
 
 
 def _from_hub(name: str) -> Subject:

