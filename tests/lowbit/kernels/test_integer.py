@@ -1,8 +1,6 @@
 """The integer product against float64 on the dequantized operands, and against emulation."""
 
-import ctypes
-import subprocess
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +8,7 @@ import torch
 import lowbit
 from lowbit import kernels
 from lowbit.backend import Emulate
-from lowbit.integer import Integer
-from lowbit.kernels.cpu import build
-from lowbit.kernels.cpu import calls as cpu
+from lowbit.integer import Integer, IntegerOperand
 
 pytestmark = pytest.mark.skipif(not kernels.enabled(), reason="no C++ compiler")
 SHAPES = [(17, 9, 32), (33, 50, 256), (64, 17, 512), (48, 40, 8192), (20, 16, 77)]
@@ -50,25 +46,41 @@ def test_is_the_same_for_any_number_of_threads() -> None:
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-@pytest.mark.slow
-def test_is_the_same_on_any_instruction_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "portable.so"
-    flags = [flag for flag in build._FLAGS if flag != "-march=native"]
-    source = Path(build.__file__).with_name("matmul.cpp")
-    subprocess.run(["c++", *flags, source, "-o", path], check=True)
-    backend, portable = Integer(), ctypes.CDLL(str(path))
-    for shape in SHAPES[:4]:
-        for name in ("mxint8", "mxint4", "nvint8"):
-            left, right = (
-                backend.operand(x, lowbit.block_format(name), 1, None)
-                for x in _operands(name, *shape)
-            )
-            ours = backend.matmul(left, right.T, None, torch.float32)
-            with monkeypatch.context() as patch:
-                patch.setattr(cpu, "library", lambda: portable)
-                assert torch.equal(backend.matmul(left, right.T, None, torch.float32), ours)
+def _defined(a: IntegerOperand, b: IntegerOperand) -> torch.Tensor:
+    """The product's bits: exact sums within a block, fused multiply-adds across 32, then sums."""
+    assert a.block_scales is not None and b.block_scales is not None
+    blocks = a.block_scales.shape[1]
+    left, right = (x.values.double().unflatten(1, (blocks, -1)) for x in (a, b))
+    total = torch.zeros(left.shape[0], right.shape[0])
+    for span in torch.arange(blocks).split(32):
+        sums = torch.zeros_like(total)
+        for i in span.tolist():
+            dots = (left[:, i] @ right[:, i].t()).float() * b.block_scales[:, i]
+            sums = (dots.double() * a.block_scales[:, i, None].double() + sums.double()).float()
+        total = total + sums
+    return total
+
+
+def _assert_defined(name: str, shape: tuple[int, int, int]) -> None:
+    backend, format = Integer(), lowbit.block_format(name)
+    left, right = (backend.operand(x, format, 1, None) for x in _operands(name, *shape))
+    assert isinstance(left, IntegerOperand) and isinstance(right, IntegerOperand)
+    whole = [replace(x, scale=None) for x in (left, right.T)]
+    product = backend.matmul(*whole, None, torch.float32)
+    assert torch.equal(product, _defined(left, right))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ["mxint8", "mxint4", "nvint8", "int8"])
+def test_has_the_bits_of_its_definition(name: str, shape: tuple[int, int, int]) -> None:
+    _assert_defined(name, shape)
+
+
+@pytest.mark.slow  # compiles each
+def test_has_the_bits_of_its_definition_on_every_level(level: str) -> None:
+    for name in ("mxint8", "mxint4", "nvint8", "int8"):
+        for shape in SHAPES:
+            _assert_defined(name, shape)
 
 
 def test_a_block_that_is_not_finite_spoils_its_row_alone() -> None:

@@ -91,6 +91,20 @@ def test_equals_the_definition(format: BlockFormat) -> None:
                 _assert_equal(x.to(dtype), format, dim)
 
 
+@pytest.mark.slow  # compiles each
+def test_equals_the_definition_on_every_level(level: str) -> None:
+    for format in FORMATS:
+        test_equals_the_definition(format)
+    for size in BLOCK_SIZES:
+        for name in ("mxint8", "mxfp8", "nvfp4"):
+            test_equals_the_definition_for_every_block_size(name, size)
+    for name in ("mxint8", "mxfp8", "nvint8", "nvfp4"):
+        test_equals_the_definition_on_three_million_bit_patterns(name)
+    for format in WIDE[::6]:
+        test_equals_the_definition_on_every_value_below_many_maxima(format)
+    test_both_axes_in_one_read(FORMATS[0], (256, 1408), torch.bfloat16, pytest.MonkeyPatch())
+
+
 @pytest.mark.parametrize("block_size", BLOCK_SIZES, ids=str)
 @pytest.mark.parametrize("name", ["mxint8", "mxfp8", "nvfp4", "int8"])
 def test_equals_the_definition_for_every_block_size(
