@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from data.shards import Manifest, SplitName, TokenShards
 from data.verify import verify
 
 Batch = dict[str, Tensor]
+ValChoice = Literal["spread", "first"]
+CHUNK = 1 << 24  # tokens read at a time
 IGNORED_LABEL = -100  # what the cross entropy of torch and transformers leaves out
 
 
@@ -30,6 +33,15 @@ class Windows:
 
     def __len__(self) -> int:
         return max(len(self.shards) - 1, 0) // self.seq_len
+
+    def documents(self, ids: NDArray[np.int64], eos_id: int) -> NDArray[np.int64]:
+        """The number of the document in which each of the windows `ids` begins, from 0."""
+        size = len(self.shards)
+        parts = [
+            np.flatnonzero(self.shards.read(start, min(start + CHUNK, size)) == eos_id) + start
+            for start in range(0, size, CHUNK)
+        ]
+        return np.searchsorted(np.concatenate(parts), ids * self.seq_len)
 
     def batch(self, ids: NDArray[np.int64], first_sample: int) -> Batch:
         """The windows `ids`, in their order; an id of -1 is padding that no loss counts."""
@@ -103,18 +115,20 @@ class TrainingBatches(IterableDataset[Batch]):
 
 
 class ValidationBatches(IterableDataset[Batch]):
-    """The first `num_windows` windows in order, as many batches on each rank, the last padded."""
+    """The windows `ids` in order, as many batches on each rank, the last padded."""
 
-    def __init__(self, windows: Windows, num_windows: int, share: Share) -> None:
+    def __init__(self, windows: Windows, ids: NDArray[np.int64], share: Share) -> None:
         self._windows = windows
-        self._num_windows = num_windows
+        self._ids = ids
         self._share = share
 
     def __iter__(self) -> Iterator[Batch]:
         size = self._share.micro_batch_size
-        for first in range(0, self._num_windows, size * self._share.world_size):
-            ids = np.arange(size) + first + self._share.rank * size
-            yield self._windows.batch(np.where(ids < self._num_windows, ids, -1), int(ids[0]))
+        for first in range(0, len(self._ids), size * self._share.world_size):
+            start = first + self._share.rank * size
+            own = self._ids[start : start + size]
+            padding = np.full(size - len(own), -1)
+            yield self._windows.batch(np.concatenate([own, padding]), start)
 
 
 class TokenDataModule(LightningDataModule):
@@ -128,6 +142,7 @@ class TokenDataModule(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         val_windows: int | None = None,
+        val_choice: ValChoice = "spread",
         document_masking: bool = False,
     ) -> None:
         """Read the manifest; the shards are verified when training starts.
@@ -138,7 +153,9 @@ class TokenDataModule(LightningDataModule):
             global_batch_size: windows per optimizer step, over all ranks and micro-batches.
             seed: of the order of the batches.
             num_workers: processes that read training batches; 0 reads in the training process.
-            val_windows: validate on the first so many windows, by default on all.
+            val_windows: validate on so many windows, by default on all.
+            val_choice: which ones. spread: evenly over the whole split; first: its beginning, as
+                runs that do not say so did.
             document_masking: add `position_ids` that start again with each document.
         """
         super().__init__()
@@ -152,6 +169,7 @@ class TokenDataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.val_windows = val_windows
+        self.val_choice = val_choice
         self.document_masking = document_masking
         self.manifest = Manifest.load(self.path)
 
@@ -182,6 +200,10 @@ class TokenDataModule(LightningDataModule):
                 f"expected at least {wanted}"
             )
 
+    def documents(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """In which documents of the validation split these of its windows begin."""
+        return self._val.documents(ids, self.manifest.eos_id)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         order = BatchOrder(
             len(self._train), self.global_batch_size, self.seed, self.manifest.fingerprint
@@ -191,9 +213,11 @@ class TokenDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         num_windows = len(self._val) if self.val_windows is None else self.val_windows
+        is_first = self.val_choice == "first"
+        ids = np.arange(num_windows) if is_first else spread(num_windows, len(self._val))
         if not self.manifest.val.tokens:
             return []  # prepared without a validation split, which the manifest says
-        return self._loader(ValidationBatches(self._val, num_windows, self._share()), 0)
+        return self._loader(ValidationBatches(self._val, ids, self._share()), 0)
 
     def _windows(self, split: SplitName) -> Windows:
         mask_eos = self.manifest.eos_id if self.document_masking else None

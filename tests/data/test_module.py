@@ -1,6 +1,8 @@
 """Batches: shifted labels, each token predicted once, the same on resuming, complete over ranks."""
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,18 +136,36 @@ def test_validation_takes_each_window_once_over_the_ranks(
     ids = torch.cat([batch["window"] for batch in in_turn])
     labels = torch.cat([batch["labels"] for batch in in_turn])
     wanted = val_windows or (manifest.val.tokens - 1) // SEQ_LEN
-    assert ids[ids >= 0].tolist() == list(range(wanted))
+    total = (manifest.val.tokens - 1) // SEQ_LEN
+    chosen = ids[ids >= 0].tolist()
+    assert chosen == [
+        math.floor(Fraction(total, wanted) * (i + Fraction(1, 2))) for i in range(wanted)
+    ]
     assert (labels[ids < 0] == -100).all() and (labels[ids >= 0] >= 0).all()
     whole = np.concatenate([np.load(folder / shard.file) for shard in manifest.val.shards])
-    assert labels[ids >= 0].flatten().tolist() == whole[1 : wanted * SEQ_LEN + 1].tolist()
+    expected = [whole[i * SEQ_LEN + 1 : (i + 1) * SEQ_LEN + 1].tolist() for i in chosen]
+    assert labels[ids >= 0].tolist() == expected
 
 
-def test_validation_runs_in_the_trainer(folder: Path) -> None:
+def test_validation_runs_in_the_trainer(folder: Path, manifest: Manifest) -> None:
+    total = (manifest.val.tokens - 1) // SEQ_LEN
+    chosen = [(2 * i + 1) * total // 10 for i in range(5)]
     recorder = Recorder()
     Trainer(**QUIET).validate(recorder, datamodule=module(folder, val_windows=5), verbose=False)  # type: ignore[arg-type]  # keys are arguments
-    assert [batch["window"].tolist() for batch in recorder.validated] == [
-        [0, 1, 2, 3, 4, -1, -1, -1]
-    ]
+    assert [batch["window"].tolist() for batch in recorder.validated] == [[*chosen, -1, -1, -1]]
+    recorder = Recorder()
+    first = module(folder, val_windows=5, val_choice="first")
+    Trainer(**QUIET).validate(recorder, datamodule=first, verbose=False)  # type: ignore[arg-type]
+    assert recorder.validated[0]["window"].tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+
+
+def test_documents_of_windows_are_those_of_the_tokens_before_them(folder: Path) -> None:
+    data = attached(module(folder), 0, 1)
+    windows, eos = data._val, data.manifest.eos_id
+    whole = windows.shards.read(0, len(windows.shards)).tolist()
+    ids = np.arange(len(windows))
+    expected = [whole[: i * SEQ_LEN].count(eos) for i in ids]
+    assert windows.documents(ids, eos).tolist() == expected and expected[-1] > 0
 
 
 def test_positions_start_again_after_the_end_of_a_document() -> None:

@@ -50,11 +50,14 @@ def test_on_the_runs_own_batches_a_branch_is_the_run(run: Path, recipes: Path) -
     module, judge = build_module(config, variant), build_module(config, variant)
     own = Continuation(run / "checkpoints" / "step-00000003", config, seed=0, horizon=3)
     last = read_run(run)
-    assert own.run(module, judge) == last.val_curve[1][-1]
+    found = own.run(module, judge)
+    assert found is not None and found.loss == last.val_curve[1][-1]
+    assert np.mean(found.windows) == pytest.approx(found.loss, rel=1e-6)
+    assert len(found.windows) == 4 == len({*own.windows["ids"]}) and own.windows["ids"][-1] > 100
     assert module.grad_norm == last.metrics["grad_norm"][-1]
     other = Continuation(run / "checkpoints" / "step-00000003", config, seed=1, horizon=3)
-    assert other.run(module, judge) != last.val_curve[1][-1]
-    assert own.run(module, judge) == last.val_curve[1][-1]  # nothing is left of the one before
+    assert other.run(module, judge) != found
+    assert own.run(module, judge) == found  # nothing is left of the one before
 
 
 def test_arms_without_a_difference_have_no_gap(run: Path, recipes: Path, tmp_path: Path) -> None:
@@ -137,11 +140,11 @@ def test_chaos_alone_is_rarely_called_a_difference(
     gaps = []
     for branch in range(600):
         continuation = Continuation(point.path, point.config, point.seed(branch), 1)
-        losses = arms.losses(continuation)
-        assert losses["bf16"] is not None and losses["p"] is not None
-        gaps.append(losses["p"] - losses["bf16"])
+        found = arms.outcomes(continuation)
+        assert found["bf16"] is not None and found["p"] is not None
+        gaps.append(found["p"].loss - found["bf16"].loss)
     assert np.count_nonzero(gaps) > 500
-    found = [estimate([gaps[i : i + 3]]).verdict for i in range(0, 600, 3)]
-    called = sum(verdict != "not distinguishable" for verdict in found)
-    print(f"{called} of {len(found)} called a difference")
+    verdicts = [estimate([gaps[i : i + 3]]).verdict for i in range(0, 600, 3)]
+    called = sum(verdict != "not distinguishable" for verdict in verdicts)
+    print(f"{called} of {len(verdicts)} called a difference")
     assert called <= 16

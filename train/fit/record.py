@@ -71,6 +71,8 @@ class RunRecord(Callback):
                 "global_batch_size": data.global_batch_size,
                 "vocab_size": data.vocab_size,
                 "seed": data.seed,
+                "val_windows": data.val_windows,
+                "val_choice": data.val_choice,
             },
             "model": module.model.config.to_dict(),
             "parameters": sum(p.numel() for p in module.parameters()),

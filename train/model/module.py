@@ -194,19 +194,22 @@ class PretrainModule(LightningModule):
 
     # --- validation -----------------------------------------------------------------------------
 
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """The losses of the tokens, FP32 [B, S]."""
         finished = max(self.trainer.global_step, self._loaded_step)
         self._place(max(finished - 1, 0), batch)  # as the last update computed
-        self._validate(batch, self.val_loss)
+        found = self._validate(batch, self.val_loss)
         if self.validate_bf16:
             with unquantized(self.model):
                 self._validate(batch, self.val_loss_bf16)
+        return found
 
-    def _validate(self, batch: Mapping[str, Tensor], metric: Metric) -> None:
+    def _validate(self, batch: Mapping[str, Tensor], metric: Metric) -> Tensor:
         """A batch of padding is computed too: under FSDP2 all ranks must gather together."""
         losses, tokens = token_losses(self.model, batch), (batch["labels"] != IGNORED_LABEL).sum()
         if tokens:
             metric.update(losses.sum().double() / tokens, weight=tokens)
+        return losses
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.val_loss.compute())

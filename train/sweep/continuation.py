@@ -1,13 +1,16 @@
 """One continuation of a checkpoint, step for step as `lowbit fit` would take it."""
 
 import copy
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from data.module import TokenDataModule
@@ -21,6 +24,13 @@ from train.model.module import PretrainModule
 from train.sweep.request import Variant
 
 PRECISIONS = {"32-true": False, "bf16-mixed": True}  # whether autocast is on
+
+
+class Outcome(NamedTuple):
+    """Validation losses of a branch's end."""
+
+    loss: float
+    windows: tuple[float, ...]  #: mean over each window's tokens
 
 
 @dataclass
@@ -73,18 +83,24 @@ class Continuation:
         strategy = SimpleNamespace(root_device=self._device)
         accumulate = trainer["accumulate_grad_batches"]
         self._place = Place(trainer["max_steps"], accumulate, strategy, self._first)
-        data = TokenDataModule(**config["data"] | {"seed": seed, "num_workers": 0})
+        chosen = {"val_choice": "first"}  # by runs that do not say
+        data = TokenDataModule(**chosen | config["data"] | {"seed": seed, "num_workers": 0})
         data.trainer = self._place  # type: ignore[assignment]  # it stands in for one
         data.setup("fit")
+        self._data = data
         self._batches = list(islice(data.train_dataloader(), horizon * accumulate))
         self._validation: Any = data.val_dataloader()
 
-    @property
-    def validation_windows(self) -> int:
-        return sum(int((batch["window"] >= 0).sum()) for batch in self._validation)
+    @cached_property
+    def windows(self) -> dict[str, list[int]]:
+        """Those of the validation split that are evaluated, and the documents they begin in."""
+        ids = np.concatenate([batch["window"].numpy() for batch in self._validation])
+        ids = ids[ids >= 0]
+        documents = self._data.documents(ids)
+        return {"ids": ids.tolist(), "documents": documents.tolist()}
 
-    def run(self, module: PretrainModule, judge: PretrainModule) -> float | None:
-        """Validation loss of the weights that `module` ends with, under `judge`'s numerics.
+    def run(self, module: PretrainModule, judge: PretrainModule) -> Outcome | None:
+        """Validation of the weights that `module` ends with, under `judge`'s numerics.
 
         None if it diverged.
         """
@@ -131,18 +147,21 @@ class Continuation:
         optimizer.step()
 
     @torch.no_grad()
-    def _validate(self, module: PretrainModule, judge: PretrainModule) -> float:
+    def _validate(self, module: PretrainModule, judge: PretrainModule) -> Outcome | None:
         self._place.global_step = self._first + self._horizon
         judge.trainer = self._place  # type: ignore[assignment]  # it stands in for one
         judge.configure_model()
         judge.load_state_dict(module.state_dict())
         judge.to(self._device).eval()
+        windows: list[float] = []
         for index, batch in enumerate(self._validation):
             with self._precision():
-                judge.validation_step({k: x.to(self._device) for k, x in batch.items()}, index)
+                there = {k: x.to(self._device) for k, x in batch.items()}
+                losses = judge.validation_step(there, index)
+            windows += losses[batch["window"] >= 0].double().mean(1).tolist()
         loss = float(judge.val_loss.compute())
         judge.val_loss.reset()
-        return loss
+        return Outcome(loss, tuple(windows)) if math.isfinite(loss) else None
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast)

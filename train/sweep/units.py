@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from train.checkpoints.folder import step_of, verify_checkpoint
 from train.config.strict_yaml import load_yaml
 from train.model.module import PretrainModule
-from train.sweep.continuation import Continuation, build_module
+from train.sweep.continuation import Continuation, Outcome, build_module
 from train.sweep.processes import end_with, share_cores
 from train.sweep.request import Variant
 
@@ -70,7 +70,7 @@ class Arms:
             cls._built[key] = cls(point.config, variants)
         return cls._built[key]
 
-    def losses(self, continuation: Continuation) -> dict[str, float | None]:
+    def outcomes(self, continuation: Continuation) -> dict[str, Outcome | None]:
         """By label; None where it diverged."""
         pairs: list[tuple[str, PretrainModule]] = [*self._arms.items()]
         return {label: continuation.run(module, self._judge) for label, module in pairs}
@@ -90,10 +90,16 @@ class Unit:
         """What branches.json holds of it."""
         began, seed = time.perf_counter(), self.point.seed(self.branch)
         continuation = Continuation(self.point.path, self.point.config, seed, self.horizon)
+        found = Arms.of(self.point, self.variants).outcomes(continuation)
         return {
             "checkpoint": self.checkpoint, "branch": self.branch, "seed": seed,
-            "validation_windows": continuation.validation_windows,
-            "losses": Arms.of(self.point, self.variants).losses(continuation),
+            "validation_windows": len(continuation.windows["ids"]),
+            "windows": continuation.windows,
+            "losses": {label: one and one.loss for label, one in found.items()},
+            "window_losses": {
+                label: one and [float(f"{x:.9g}") for x in one.windows]  # FP32's digits
+                for label, one in found.items()
+            },
             "seconds": time.perf_counter() - began,
         }  # fmt: skip
 
