@@ -1,10 +1,24 @@
 #!/usr/bin/env bash
 # All tests, from a fresh clone: the fast tier, then the slow one (subprocesses, kills, two ranks).
+# Every tier runs, whatever the one before it did; the exit code is 1 if any failed.
 . "$(dirname "$0")/environment.sh" test
 
 export OMP_NUM_THREADS=1  # several test processes; sums depend on the number of threads
-pytest -q -n 2 "$@"
+failed=()
+tier() {  # tier NAME ARGUMENTS...
+    local name=$1 code=0
+    shift
+    pytest -q "$@" || code=$?
+    [ "$code" = 0 ] || failed+=("$name (pytest's exit code $code)")
+}
+tier "fast" -n 2 "$@"
 # what needs no clock and starts no ranks, side by side; the rest one at a time
 side_by_side="tests/lowbit tests/data tests/train/analysis tests/train/test_recipes.py"
-pytest -q -m slow -n 2 $side_by_side "$@"
-pytest -q -m slow tests/train --ignore tests/train/analysis --ignore tests/train/test_recipes.py "$@"
+tier "slow, side by side" -m slow -n 2 $side_by_side "$@"
+alone="tests/train --ignore tests/train/analysis --ignore tests/train/test_recipes.py"
+tier "slow, one at a time" -m slow $alone "$@"
+
+for name in ${failed[@]+"${failed[@]}"}; do
+    echo "test.sh: failed: $name" >&2
+done
+[ ${#failed[@]} = 0 ]

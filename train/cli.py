@@ -5,6 +5,8 @@ import importlib
 import sys
 from collections.abc import Callable
 
+from train.output.console import leave_torchao_out
+
 VERBS = {
     "fit": "train one run, or go on with it",
     "validate": "validation loss of a checkpoint",
@@ -37,7 +39,9 @@ EXIT_CODES = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; heavy imports happen inside it."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:  # a process of its own, not a program that calls us
+        leave_torchao_out()
+        argv = sys.argv[1:]
     if argv and argv[0] in _CONFIGURED:
         module = _CONFIGURED[argv[0]]
         return _guarded(lambda: getattr(importlib.import_module(module), argv[0])(argv[1:]))

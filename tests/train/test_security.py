@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,17 +144,15 @@ BAD_YAML = {
 def test_malicious_yaml(
     case: str, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line on stderr, exit code 2, no file, no child."""
+    """One line on stderr, exit code 2, no file, no child; an alias bomb would not end."""
     text, message = BAD_YAML[case]
     sentinel = tmp_path / "sentinel"
     bad = tmp_path / "bad.yaml"
     bad.write_text(text.format(sentinel=sentinel) if "{{" in text or "{s" in text else text)
-    began = time.monotonic()
     assert fit(tmp_path / "run", "bf16", "-c", str(bad)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lowbit")]
     assert len(lines) == 1
     assert message in lines[0]
-    assert time.monotonic() - began < 60  # an alias bomb would not end
     assert not sentinel.exists()
     assert not (tmp_path / "run").exists()
 

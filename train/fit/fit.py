@@ -137,7 +137,8 @@ def _export(config: LlamaConfig, weights: dict[str, Tensor], folder: Path) -> No
 
 def _quiet() -> None:
     """Lightning's advice is about choices made here on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged has been reduced

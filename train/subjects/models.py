@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from data.corpus import Wheel
 from data.pretrained import load_vocabulary
@@ -99,6 +100,7 @@ def _from_hub(name: str) -> Subject:
 
 def _pretrained(name: str) -> nn.Module:
     try:
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
         model: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False
         )

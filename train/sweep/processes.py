@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from train.output.console import leave_torchao_out
 from train.runs.lock import holder
 from train.sweep.request import PlannedRun
 
@@ -100,3 +101,10 @@ def end_with(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it was gone before that call
         os._exit(1)
+
+
+def begin_worker(parent: int) -> None:
+    """First in a worker of a sweep's branches, before it imports what it works with."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's comes to the sweep, which ends us
+    end_with(parent)
+    leave_torchao_out()

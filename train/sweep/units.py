@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -16,7 +15,7 @@ from train.checkpoints.folder import step_of, verify_checkpoint
 from train.config.strict_yaml import load_yaml
 from train.model.module import PretrainModule
 from train.sweep.continuation import Continuation, Outcome, build_module
-from train.sweep.processes import end_with, share_cores
+from train.sweep.processes import begin_worker, share_cores
 from train.sweep.request import Variant
 
 
@@ -112,7 +111,7 @@ class Workers:
         if jobs > 1:
             share_cores(os.environ, jobs)  # which the processes inherit
             self._pool = ProcessPoolExecutor(
-                jobs, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)
+                jobs, get_context("spawn"), initializer=begin_worker, initargs=(os.getpid(),)
             )
 
     def __enter__(self) -> "Workers":
@@ -133,8 +132,3 @@ class Workers:
             [self._pool.submit(unit.run) for unit in units]
         )
         yield from (future.result() for future in done)
-
-
-def _begin(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's comes to the sweep, which ends us
-    end_with(parent)
