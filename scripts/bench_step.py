@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lowbit import Backend, Emulate, Randomness, convert_linears, kernels
 from lowbit.integer import Integer
 from lowbit.kernels.cpu.memory import keep_freed_memory
-from train.fit.configuration import read_policy
+from train.config.policies import read_policy
 from train.model.module import token_losses
 from train.plan.live_bytes import LiveBytes
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from train.output.console import leave_torchao_out
+from train.runs.outcome import NonFiniteError
 
 VERBS = {
     "fit": "train one run, or go on with it",
@@ -74,9 +75,7 @@ def _guarded(verb: Callable[[], int]) -> int:
     except (ValueError, OSError) as error:
         print(f"lowbit: error: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "NonFiniteError":
-            raise
+    except NonFiniteError as error:
         print(f"lowbit: not finite: {error}", file=sys.stderr)
         return 3
 

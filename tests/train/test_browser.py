@@ -13,7 +13,7 @@ import pytest
 
 from train.cli import main
 from train.compare.branches import BranchSet
-from train.runs.run import CastGap, write_cast_gaps
+from train.runs.casts import CastGap, write_cast_gaps
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.slow

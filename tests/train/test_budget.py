@@ -12,10 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lowbit import LayerPolicy
 from train.cli import main
-from train.fit.configuration import read_module
 from train.model.flops import device_peak, flops_per_token
 from train.model.initial import empty_model
 from train.model.module import PretrainModule, token_losses
+from train.model.section import read_module
 from train.plan import plan as budget
 from train.plan.live_bytes import LiveBytes
 from train.plan.plan import Launch, memory

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from lowbit import fake_quantize
 from train.cli import main
 from train.config.strict_yaml import load_yaml
-from train.runs.run import CastGap, read_cast_gaps, write_cast_gaps
+from train.runs.casts import CastGap, read_cast_gaps, write_cast_gaps
 from train.sweep.casts import _validation_windows, cast_gaps
 
 Fit = Callable[..., int]

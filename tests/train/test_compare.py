@@ -14,7 +14,8 @@ import pytest
 from train.compare import compare
 from train.compare.gaps import Pair, compare_pair
 from train.compare.pairing import FIELDS, check_pairing
-from train.runs.run import CastGap, Run, read_runs, write_cast_gaps
+from train.runs.casts import CastGap, write_cast_gaps
+from train.runs.run import Run, read_runs
 from train.stats.intervals import t_cdf, t_quantile
 
 Make = Callable[..., Path]

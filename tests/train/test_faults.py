@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from train.checkpoints.folder import complete_checkpoints, find_resume_point
-from train.fit.record import run_status
+from train.runs.record import run_status
 
 Fit = Callable[..., int]
 EVERY = ("--trainer.accumulate_grad_batches", "2", "--checkpoint_every", "1")

@@ -11,8 +11,8 @@ import torch
 
 from data.order import BatchOrder
 from train.checkpoints.folder import complete_checkpoints, load_state
-from train.fit.guards import SpikeReport
-from train.fit.record import run_status
+from train.fit.spikes import SpikeReport
+from train.runs.record import run_status
 
 Fit = Callable[..., int]
 EVERY = ("--trainer.accumulate_grad_batches", "2", "--checkpoint_every", "1")

@@ -19,7 +19,7 @@ from lowbit import BlockFormat, Key, Operand, QuantLinear, Randomness, convert_l
 from lowbit.backend import Emulate
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
 from train.cli import main
-from train.fit.configuration import read_policy
+from train.config.policies import read_policy
 from train.model.recipe_table import compact, describe
 
 Fit = Callable[..., int]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from train.checkpoints.folder import complete_checkpoints
-from train.fit.record import run_status
+from train.runs.record import run_status
 
 Fit = Callable[..., int]
 Stop = Callable[..., None]

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.runs.run import CastGap, ema, read_cast_gaps, read_run, read_runs, write_cast_gaps
+from train.runs.casts import CastGap, read_cast_gaps, write_cast_gaps
+from train.runs.run import ema, read_run, read_runs
 
 Make = Callable[..., Path]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from train.checkpoints.folder import complete_checkpoints
-from train.fit.record import run_status
 from train.fit.signals import StopRequest, requeue
+from train.runs.record import run_status
 from train.runs.run import read_runs
 
 Fit = Callable[..., int]

@@ -18,9 +18,10 @@ import pytest
 from train.cli import main
 from train.compare import compare
 from train.compare.pairing import check_pairing
-from train.fit.record import run_status
+from train.runs.casts import read_cast_gaps
 from train.runs.lock import RunLock, holder
-from train.runs.run import read_cast_gaps, read_runs
+from train.runs.record import run_status
+from train.runs.run import read_runs
 from train.sweep import sweep
 from train.sweep.request import PlannedRun, SweepRequest, read_request
 from train.sweep.sweep import _mispaired, add_arguments

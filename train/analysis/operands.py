@@ -1,9 +1,7 @@
 """The six operands of every linear layer, of one forward and backward pass, under many formats."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from lowbit import BlockFormat, Rotation, crest_factor, rotate
 from lowbit.stats import quantization_error
+from train.microscope.layers import chosen_linears, place_of
 from train.subjects.text import Text
 
 CREST_BLOCKS = (-1, 32, 16)
@@ -72,22 +71,6 @@ def hadamard_size(rotation: str, block: int) -> int:
     if rotation == "block":
         return block if block > 0 else 32
     return 0 if rotation == "none" else int(rotation)
-
-
-def place_of(layer: str) -> dict[str, Any]:
-    """Where a layer is in the model, by its name; depth -1 without a number."""
-    number = re.search(r"\d+", layer)
-    depth = int(number[0]) if number else -1
-    return {"layer": layer, "type": layer.rpartition(".")[2], "depth": depth}
-
-
-def chosen_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers that a glob names; ValueError for one that names none."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            raise ValueError(f"{pattern!r} matches no linear layer of {list(layers)}")
-    return {n: m for n, m in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
 
 
 class Observer:

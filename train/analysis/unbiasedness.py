@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lowbit import BlockFormat, QuantRecipe, Rounding
 from lowbit.measure.unbiasedness import GradientErrors, gradient_errors
-from train.analysis.operands import backward_pass, chosen_linears
+from train.analysis.operands import backward_pass
+from train.microscope.layers import chosen_linears
 from train.output.figures import COLORS, save
 from train.subjects.text import Text
 

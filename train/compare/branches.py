@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data.durable import write_durably
 from train.compare.table import branch_lines
 from train.stats.strata import estimate
 
@@ -36,9 +37,7 @@ class BranchSet:
     def write(self, folder: Path) -> None:
         """Whole, or as it was."""
         folder.mkdir(parents=True, exist_ok=True)
-        staging = folder / f"{FILE}.tmp"
-        staging.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        staging.replace(folder / FILE)
+        write_durably(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
 
     def gaps(self) -> dict[str, list[list[float]]]:
         """By label, then checkpoint: loss minus that of the baseline on the same batches."""

@@ -19,7 +19,9 @@ from train.compare.gates import EQUAL_COLUMNS, over_bound, unequal
 from train.compare.golden import export_curves, import_curves
 from train.compare.pairing import FIELDS, check_pairing
 from train.compare.table import terminal
-from train.runs.run import SMOOTHING, CastGap, Run, read_cast_gaps, read_runs
+from train.runs.casts import CastGap, read_cast_gaps
+from train.runs.record import has_record
+from train.runs.run import SMOOTHING, Run, read_runs
 from train.stats.intervals import MIN_UNITS
 
 CHAOS = (
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from train.compare.report import write_report  # matplotlib takes its time
 
     first = folders[0]
-    is_run = (first / "run.json").exists()
+    is_run = has_record(first)
     folder = args.out or (first.resolve().parent if is_run else first) / "compare"
     write_report(result, runs, folder)
     if args.tensorboard:

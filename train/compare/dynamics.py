@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from train.runs.run import Array, Run
+from train.runs.metrics import Array
+from train.runs.run import Run
 from train.stats.spikes import count_spikes
 
 TENTH = 0.1

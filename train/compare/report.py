@@ -12,7 +12,8 @@ import yaml
 
 from train.compare.gaps import matched, pairs_of, val_gaps
 from train.compare.plot import plot
-from train.runs.run import Array, Curve, Run
+from train.runs.metrics import Array
+from train.runs.run import Curve, Run
 from train.stats.intervals import MIN_UNITS, interval
 
 MAX_POINTS = 1000  # of a drawn curve

@@ -10,7 +10,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lowbit import Keep
 from train.distributed.fsdp import COMPUTE_DTYPES, FullySharded
-from train.fit.signals import on_first_rank
 
 _GONE = re.compile("Connection (closed|reset) by peer|timed out|Timed out|Broken pipe")
 
@@ -53,3 +52,12 @@ def check_launch(trainer: Trainer, keep: Keep) -> None:
 def is_lost_rank(error: RuntimeError) -> bool:
     """Whether a collective failed because another process is gone or does not answer."""
     return isinstance(error, torch.distributed.DistError) or bool(_GONE.search(str(error)))
+
+
+def on_first_rank() -> bool:
+    """Whether this is rank 0 of the job, from the environment: before any process group."""
+    if "RANK" in os.environ:  # torchrun's
+        return os.environ["RANK"] == "0"
+    if "SLURM_PROCID" in os.environ and "LOCAL_RANK" not in os.environ:
+        return os.environ["SLURM_PROCID"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("NODE_RANK", "LOCAL_RANK"))

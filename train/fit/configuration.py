@@ -5,49 +5,32 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from data.durable import write_durably
 from data.module import TokenDataModule
-from lowbit import LayerPolicy
 from train.checkpoints.folder import AtomicCheckpointIO, step_of
 from train.config import formats as formats  # by name, in YAML
 from train.config.strict_yaml import load_yaml, use_strict_yaml
-from train.distributed.ranks import check_launch
+from train.distributed.ranks import check_launch, on_first_rank
 from train.fit.clamping import CodeUse
-from train.fit.guards import NonFiniteReport, SpikeReport
 from train.fit.metrics_csv import MetricsCsv
+from train.fit.non_finite import NonFiniteReport
 from train.fit.progress import Progress
-from train.fit.record import RunRecord, command_line
+from train.fit.record import RunRecord
 from train.fit.resume import choose_resume_point
 from train.fit.saving import Checkpoints, DiskFull, SavePolicy
-from train.fit.signals import StopRequest, leave_signals_alone, on_first_rank
+from train.fit.signals import StopRequest, leave_signals_alone
+from train.fit.spikes import SpikeReport
 from train.fit.step_metrics import StepMetrics
 from train.fit.throughput import StepTimes, Throughput
 from train.microscope.microscope import Diagnostics, Microscope
 from train.model.module import PretrainModule
 from train.runs.lock import RunLock
 from train.runs.names import checked_name, checked_run_dir
-
-
-def read_policy(plain: dict[str, Any]) -> LayerPolicy:
-    """A policy from plain data, as config.yaml holds it."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--policy", type=LayerPolicy)
-    policy: LayerPolicy = parser.instantiate(parser.parse_object({"policy": plain})).policy
-    return policy
-
-
-def read_module(plain: dict[str, Any]) -> PretrainModule:
-    """A module from the `model` section of a config.yaml."""
-    use_strict_yaml()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PretrainModule, "model")
-    module: PretrainModule = parser.instantiate(parser.parse_object({"model": plain})).model
-    return module
-
+from train.runs.provenance import command_line
 
 TRAINER_DEFAULTS = {
     "precision": "bf16-mixed",
@@ -198,6 +181,4 @@ class RunCLI(LightningCLI):
 
     def write_config(self, path: Path) -> None:
         """The resolved configuration, as `-c` reads it."""
-        staging = path.with_suffix(".tmp")
-        staging.write_text(self.parser.dump(self.config, skip_none=False))
-        staging.replace(path)
+        write_durably(path, self.parser.dump(self.config, skip_none=False))

@@ -15,12 +15,12 @@ from train.checkpoints.folder import read_manifest, step_of
 from train.distributed.fsdp import gathered
 from train.distributed.ranks import is_lost_rank
 from train.fit.configuration import RunCLI
-from train.fit.record import finish_record, run_status
 from train.fit.resume import check_origin, check_unchanged, set_later_aside
 from train.fit.saving import recipe_of
 from train.fit.signals import Preempted, end_with_launcher, requeue
 from train.model.initial import empty_model
 from train.model.recipe_table import describe
+from train.runs.record import run_status, update_record
 
 
 def fit(argv: list[str]) -> int:
@@ -76,7 +76,7 @@ def _fit(cli: RunCLI) -> int:
     weights = gathered(module.model)  # from all ranks
     if trainer.is_global_zero:
         _export(module.model.config, weights, run_dir / "hf")
-        finish_record(run_dir)
+        update_record(run_dir, status="finished")
     return 0
 
 

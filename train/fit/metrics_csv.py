@@ -1,7 +1,5 @@
 """A logger that keeps every step's metrics at full precision, one row a step, through resumes."""
 
-import csv
-import io
 import os
 import sys
 from collections.abc import Mapping
@@ -11,11 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-COLUMNS = (
-    *("step", "tokens_seen", "train/loss", "grad_norm", "lr", "tokens_per_second"),
-    *("quant/clamped", "quant/minus_128", "val/loss", "val/perplexity"),
-    "val/loss_bf16",
-)
+from data.durable import write_durably
+from train.runs.metrics import COLUMNS, metrics_line, read_rows
 
 
 class MetricsCsv(Logger):
@@ -63,7 +58,9 @@ class MetricsCsv(Logger):
         if self._written:
             return
         self._file.seek(self._start)
-        self._file.write(_line(self._row))  # one call: a kill leaves the old row or the new one
+        self._file.write(
+            metrics_line(self._row)
+        )  # one call: a kill leaves the old row or the new one
         self._file.truncate()
         self._written = True
 
@@ -75,21 +72,11 @@ class MetricsCsv(Logger):
             os.fsync(self._file.fileno())
 
     def _open(self) -> None:
-        kept: list[dict[str, Any]] = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = csv.DictReader(file)
-                kept = [row for row in rows if int(row["step"]) <= self._resume_step]
+        kept = [row for row in read_rows(self.path) if int(row["step"]) <= self._resume_step]
         last = kept[-1] if kept and int(kept[-1]["step"]) == self._resume_step else None
-        staging = self.path.with_suffix(".tmp")
-        with staging.open("wb") as out:
-            out.write(_line({column: column for column in COLUMNS}))
-            for row in kept:
-                self._start = out.tell()
-                out.write(_line(row))
-            out.flush()
-            os.fsync(out.fileno())
-        staging.replace(self.path)
+        lines = [metrics_line({column: column for column in COLUMNS}), *map(metrics_line, kept)]
+        self._start = sum(len(line) for line in lines[:-1]) if kept else 0
+        write_durably(self.path, b"".join(lines).decode())
         self._file = self.path.open("r+b", buffering=0)
         if last is not None:  # a validation that a stop put off may still add to it
             self._row = {k: v for k, v in last.items() if v} | {"step": self._resume_step}
@@ -101,13 +88,3 @@ class MetricsCsv(Logger):
             self._file.close()
             self._file = None
             self._resume_step = sys.maxsize  # what is there now stays
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.DictWriter(text, COLUMNS).writerow({k: _text(v) for k, v in row.items()})
-    return text.getvalue().encode()
-
-
-def _text(value: float) -> str:
-    return repr(value) if isinstance(value, float) else str(value)

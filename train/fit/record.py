@@ -1,11 +1,5 @@
-"""`run.json`: what a run was made of, written before the first step and when it ends."""
+"""What a run is made of, into run.json before the first step, and how it ended."""
 
-import json
-import os
-import platform
-import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +8,41 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from data.module import TokenDataModule
 from lowbit import kernels
-from train.fit.guards import NonFiniteError
 from train.fit.signals import Preempted
 from train.model.module import PretrainModule
 from train.model.recipe_table import phase_rows
-from train.runs.run import run_status as run_status
-
-FORMAT_VERSION = 1
-_PACKAGES = ("lowbit", "torch", "lightning", "transformers", "datasets", "tokenizers")
+from train.runs.outcome import NonFiniteError
+from train.runs.provenance import code_origin
+from train.runs.record import FORMAT_VERSION, has_record, update_record, write_record
 
 
 class RunRecord(Callback):
     """Keeps `run.json` in `folder` true."""
 
     def __init__(self, folder: Path, command: list[str]) -> None:
-        self._path = folder / "run.json"
+        self._folder = folder
         self._command = command
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, PretrainModule)
         if not trainer.is_global_zero:
             return
-        if trainer.ckpt_path is None or not self._path.exists():
-            _write(self._path, self._describe(trainer, module))
+        if trainer.ckpt_path is None or not has_record(self._folder):
+            write_record(self._folder, self._describe(trainer, module))
         else:
             phases = phase_rows(module.policy, trainer.max_steps)
-            update_record(self._path, status="running", max_steps=trainer.max_steps, phases=phases)
+            update_record(
+                self._folder, status="running", max_steps=trainer.max_steps, phases=phases
+            )
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
         if isinstance(exception, Preempted):
             return  # still running: the next start goes on
-        if trainer.is_global_zero and self._path.exists():
+        if trainer.is_global_zero and has_record(self._folder):
             status = "diverged" if isinstance(exception, NonFiniteError) else "failed"
-            update_record(self._path, status=status, error=str(exception))
+            update_record(self._folder, status=status, error=str(exception))
 
     def _describe(self, trainer: Trainer, module: PretrainModule) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -86,41 +80,3 @@ class RunRecord(Callback):
             **code_origin(),
             "command": self._command,
         }
-
-
-def finish_record(folder: Path) -> None:
-    """The run has done all its steps and left its weights."""
-    update_record(folder / "run.json", status="finished")
-
-
-def update_record(path: Path, **changes: Any) -> None:
-    """Set keys of a `run.json`."""
-    _write(path, json.loads(path.read_text()) | changes)
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    staging = path.with_suffix(".tmp")
-    with staging.open("w") as file:
-        file.write(json.dumps(record, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut leaves an empty record under the right name
-    staging.replace(path)
-
-
-def code_origin() -> dict[str, Any]:
-    """Versions, machine and commit."""
-    versions = {"python": platform.python_version()} | {p: version(p) for p in _PACKAGES}
-    return {"versions": versions, "machine": platform.machine(), "commit": _commit()}
-
-
-def _commit() -> str | None:
-    """The checkout's commit, where there is one."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    result = subprocess.run(git, capture_output=True, text=True)
-    return result.stdout.strip() if result.returncode == 0 else None
-
-
-def command_line() -> list[str]:
-    """The command as it was typed."""
-    return ["lowbit", *sys.argv[1:]]

@@ -13,7 +13,7 @@ from train.checkpoints.folder import (
     verify_checkpoint,
 )
 from train.config.strict_yaml import load_yaml
-from train.fit.record import run_status
+from train.runs.record import run_status
 
 MAY_CHANGE = (
     *("run_dir", "resume", "checkpoint_every", "keep_checkpoints", "disk_full", "config"),

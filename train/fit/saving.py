@@ -1,7 +1,6 @@
 """When a run saves, what beside weights and optimizer, and how a resumed run finds its place."""
 
 import copy
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
 from train.fit.metrics_csv import MetricsCsv
 from train.fit.signals import Preempted, StopRequest
+from train.model.generators import generator_states, restore_generators
 
 DiskFull = Literal["stop", "continue"]
 
@@ -153,7 +153,7 @@ class Checkpoints(Callback):
         generators, origin = self._restored["rng"], self._restored["origin"]
         same_ranks = len(generators) == trainer.world_size
         if same_ranks:
-            _restore(generators[trainer.global_rank])
+            restore_generators(generators[trainer.global_rank])
         if trainer.is_global_zero:
             print(_resume_report(trainer, module, same_ranks, len(generators)), flush=True)
         if origin["validation_pending"]:
@@ -169,7 +169,7 @@ class Checkpoints(Callback):
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Once more: on its way here Lightning may have drawn for an iterator it then drops."""
         if self._restored is not None:
-            _restore(self._restored["rng"])
+            restore_generators(self._restored["rng"])
             self._restored = None
 
 
@@ -214,21 +214,6 @@ def _gather(trainer: Trainer, rng: dict[str, Any]) -> list[dict[str, Any]]:
     gathered: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(gathered, rng)
     return gathered
-
-
-def generator_states() -> dict[str, Any]:
-    """Of this process: what dropout and loaders draw from."""
-    rng: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
-    return rng
-
-
-def _restore(rng: dict[str, Any]) -> None:
-    torch.set_rng_state(rng["torch"])
-    random.setstate(rng["python"])
-    if "cuda" in rng and torch.cuda.is_available():
-        torch.cuda.set_rng_state(rng["cuda"])
 
 
 def _rescale(fit_loop: dict[str, Any], saved: dict[str, Any], accumulate: int) -> None:

@@ -67,15 +67,6 @@ def leave_signals_alone(trainer: Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
-def on_first_rank() -> bool:
-    """Whether this is rank 0 of the job, from the environment: before any process group."""
-    if "RANK" in os.environ:  # torchrun's
-        return os.environ["RANK"] == "0"
-    if "SLURM_PROCID" in os.environ and "LOCAL_RANK" not in os.environ:
-        return os.environ["SLURM_PROCID"] == "0"
-    return all(os.environ.get(name, "0") == "0" for name in ("NODE_RANK", "LOCAL_RANK"))
-
-
 def requeue() -> None:
     """Put this SLURM job back into the queue, as SIGUSR1 (`--signal=USR1@90`) asks for."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))

@@ -15,9 +15,9 @@ from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
 from train.fit.communication import CommunicationProfile
-from train.fit.record import update_record
 from train.model.flops import device_peak, flops_per_token
 from train.model.module import PretrainModule
+from train.runs.record import update_record
 
 # the last part of Lightning's name of an action -> what we call it
 PHASES = {
@@ -146,7 +146,7 @@ class Throughput(Callback):
             medians = {name: statistics.median(values) for name, values in self._found.items()}
             steps = len(self._found["tokens_per_second"])
             found = medians | {"steps": steps, "peak_memory": _peak_memory()}
-            update_record(self._run_dir / "run.json", throughput=found)
+            update_record(self._run_dir, throughput=found)
 
 
 def _peak(device: torch.device) -> float | None:

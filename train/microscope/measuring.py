@@ -13,7 +13,7 @@ from lowbit import BlockFormat, QuantLinear, crest_factor, rotate
 from lowbit.numerics import LayerNumerics
 from lowbit.recipe import OPERANDS
 from lowbit.stats import QuantizationError, quantization_error, quantization_errors
-from train.analysis.operands import place_of
+from train.microscope.layers import place_of
 
 BINS = 64  # of a histogram of crest factors at blocks of 32, which lie between 1 and sqrt(32)
 LARGEST_CREST = 32**0.5

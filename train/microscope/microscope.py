@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 from lowbit import BlockFormat, QuantRecipe, unquantized
 from lowbit.gradient_stats import STATISTICS, gradient_error
 from lowbit.recipe import OPERANDS
-from train.analysis.operands import chosen_linears, place_of
+from train.microscope.layers import chosen_linears, place_of
 from train.microscope.measuring import Probe
 from train.microscope.store import DiagnosticsStore, Rows
+from train.model.generators import restore_generators, torch_generators
 from train.model.module import PretrainModule
 
 
@@ -89,7 +90,7 @@ class Microscope(Callback):
         self._probe: Probe | None = None
         self._references: list[Tensor] | None = None
         self._batch: Mapping[str, Tensor] = {}
-        self._generator = torch.empty(0)
+        self._generators: dict[str, Any] = {}
         self._board: Any = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -111,7 +112,7 @@ class Microscope(Callback):
             self._probe = Probe(self.layers, self.plan.chosen_operands, self.plan.formats)
             self._references = None
         self._probe.begin_micro_batch()
-        self._batch, self._generator = batch, _generator_state(module.device)
+        self._batch, self._generators = batch, torch_generators()
 
     def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         """After each micro-batch, before any weight moves."""
@@ -128,7 +129,7 @@ class Microscope(Callback):
         weights = [layer.weight for layer in self.layers.values()]
         devices = [module.device] if module.device.type == "cuda" else []
         with torch.random.fork_rng(devices), unquantized(module.model):
-            _set_generator_state(self._generator, module.device)
+            restore_generators(self._generators)
             with trainer.precision_plugin.forward_context():
                 loss = module.mean_loss(self._batch) / trainer.accumulate_grad_batches
             found = torch.autograd.grad(loss, weights)
@@ -167,15 +168,3 @@ class Microscope(Callback):
             found = {statistic: float(getattr(error, statistic)) for statistic in STATISTICS}
             rows.append(place_of(name) | found)
         return rows
-
-
-def _generator_state(device: torch.device) -> Tensor:
-    cuda = device.type == "cuda"
-    return torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
-
-
-def _set_generator_state(state: Tensor, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

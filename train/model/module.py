@@ -24,9 +24,9 @@ from lowbit import (
     unquantized,
 )
 from train.distributed.fsdp import FullySharded
-from train.fit.guards import check_finite
 from train.model.backends import BackendName, convert
 from train.model.controls import Control, perturb, with_keys
+from train.model.finite import check_finite
 from train.model.initial import empty_model, pretrained_model, random_model, weights_hash
 from train.model.schedule import warmup_cosine
 
@@ -184,7 +184,8 @@ class PretrainModule(LightningModule):
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.grad_norm = float(norm)
-        check_finite(self.trainer, self.loss_sum, self.grad_norm)  # clipping spreads what is not
+        at = self.trainer.global_step + 1, self.trainer.global_rank, self.trainer.world_size
+        check_finite(self.loss_sum, self.grad_norm, *at)  # clipping spreads what is not
         nn.utils.clip_grads_with_norm_(parameters, self.optimization.max_grad_norm, norm)
 
     def log_row(self, metrics: Mapping[str, float]) -> None:

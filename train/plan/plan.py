@@ -9,9 +9,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaForCausalLM
 
-from train.fit.configuration import RunCLI, read_module
+from train.fit.configuration import RunCLI
 from train.model.flops import DEVICES, flops_per_token
 from train.model.module import PretrainModule, token_losses
+from train.model.section import read_module
 from train.plan.live_bytes import LiveBytes
 
 FP32 = 4  # bytes

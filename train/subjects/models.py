@@ -1,6 +1,5 @@
 """MODEL of the analysing verbs: a run, a checkpoint, a folder, a hub id, a GGUF file, `smollm2`."""
 
-import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from data.corpus import Wheel
 from data.pretrained import load_vocabulary
 from data.vocabulary import Vocabulary
 from train.checkpoints.folder import complete_checkpoints, load_state, verify_checkpoint
-from train.config.strict_yaml import load_yaml
+from train.runs.record import has_record, read_config, read_record
 from train.subjects.gguf import GGUF, llama_of, read_gguf, vocabulary_of
 
 SMOLLM2 = Wheel(
@@ -51,7 +50,7 @@ def load_subject(name: str, cache: Path) -> Subject:
     if path.suffix == ".gguf":
         return _from_gguf(read_gguf(path))
     for run, checkpoint in ((path, None), (path.parent.parent, path)):
-        if (run / "run.json").is_file():
+        if has_record(run):
             return _from_run(run, checkpoint)
     if not path.exists() and name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"no such model: {name}")
@@ -69,7 +68,7 @@ def _from_gguf(file: GGUF) -> Subject:
 
 def _from_run(run: Path, checkpoint: Path | None) -> Subject:
     """The finished run's weights, or those of the newest (or the given) checkpoint."""
-    config = load_yaml((run / "config.yaml").read_text())
+    config = read_config(run)
     data = Path(config["data"]["path"])
     own = (data, config["data"].get("seq_len"), config.get("trainer", {}).get("precision"))
     tokenizer = data / "tokenizer.json"
@@ -82,7 +81,7 @@ def _from_run(run: Path, checkpoint: Path | None) -> Subject:
             raise FileNotFoundError(f"{run} has neither hf/ nor a complete checkpoint")
         checkpoint = max(found, key=lambda path: path.name)
     verify_checkpoint(checkpoint)
-    model = LlamaForCausalLM(LlamaConfig(**json.loads((run / "run.json").read_text())["model"]))
+    model = LlamaForCausalLM(LlamaConfig(**read_record(run)["model"]))
     saved = load_state(checkpoint)["state_dict"]
     weights = {k.removeprefix("model."): v for k, v in saved.items() if k.startswith("model.")}
     model.load_state_dict(weights)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from train.compare.branches import BranchSet, read_branches
 from train.config.strict_yaml import load_yaml
-from train.fit.record import code_origin, command_line
+from train.runs.provenance import code_origin, command_line
 from train.sweep.request import SweepRequest, read_request
 from train.sweep.target import report_target
 from train.sweep.units import Arms, BranchPoint, Unit, Workers

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
@@ -22,11 +21,12 @@ from data.shards import Manifest, TokenShards
 from data.verify import verify
 from lowbit import Randomness, convert_linears
 from train.checkpoints.folder import complete_checkpoints, load_state, step_of
-from train.fit.configuration import read_policy
+from train.config.policies import read_policy
 from train.model.controls import perturb
 from train.model.head import AUTOCAST, NAMES, compared
 from train.model.initial import empty_model, random_model
-from train.runs.run import CastGap
+from train.runs.casts import CastGap
+from train.runs.record import read_config
 
 MAX_WINDOWS = 1024
 BATCH = 16
@@ -40,10 +40,10 @@ def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
     Evaluated on the validation split (at most MAX_WINDOWS windows, spread over it) in the run's
     precision, with logits of FP32; paired window by window. `along`: at the kept checkpoints.
     """
-    config = _config(baseline)
+    config = read_config(baseline)
     windows = _validation_windows(config)
     llama = LlamaConfig.from_pretrained(baseline / "hf")
-    models = _Models(llama, config, [_config(run)["model"] for run in runs])
+    models = _Models(llama, config, [read_config(run)["model"] for run in runs])
     per_step = config["data"]["global_batch_size"] * config["data"]["seq_len"]
     along: dict[str, list[dict[str, Any]]] = {}
     gaps: dict[str, CastGap] = {}
@@ -131,11 +131,6 @@ def _gap(windows: Tensor, tokens: int) -> CastGap:
     gap, kl = windows.mean(0).tolist()
     errors = (windows.std(0) / count**0.5).tolist() if count > 1 else [None, None]
     return CastGap(gap, errors[0], count, tokens, kl, errors[1])
-
-
-def _config(run: Path) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
-    return config
 
 
 def _validation_windows(config: dict[str, Any]) -> Windows:

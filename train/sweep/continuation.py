@@ -17,10 +17,10 @@ from data.module import TokenDataModule
 from lowbit import Randomness
 from train.checkpoints.folder import load_state, step_of
 from train.config.strict_yaml import load_yaml
-from train.fit.configuration import read_module
-from train.fit.guards import NonFiniteError
 from train.model.controls import perturb
 from train.model.module import PretrainModule
+from train.model.section import read_module
+from train.runs.outcome import NonFiniteError
 from train.sweep.request import Variant
 
 PRECISIONS = {"32-true": False, "bf16-mixed": True}  # whether autocast is on

@@ -5,6 +5,7 @@ from statistics import median
 
 from train.output.tables import aligned
 from train.runs.lock import holder
+from train.runs.record import has_record
 from train.runs.run import Run, read_run
 from train.sweep.request import PlannedRun
 
@@ -13,7 +14,7 @@ COLUMNS = ("run", "task", "state", "step", "of", "val loss", "s/step", "left")
 
 def status_table(plan: list[PlannedRun], jobs: int = 1) -> str:
     """Times are estimated from the steps done; validation and start-up are not in them."""
-    runs = [read_run(p.folder) if (p.folder / "run.json").exists() else None for p in plan]
+    runs = [read_run(p.folder) if has_record(p.folder) else None for p in plan]
     speeds = [_seconds_per_step(run) if run else None for run in runs]
     lengths = [int(run.info["max_steps"]) for run in runs if run]
     rows, left = [], list[float | None]()

@@ -1,14 +1,15 @@
 """`lowbit sweep`: the same run under several recipes, overrides and seeds, each its own process."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from train.compare.gaps import compare_pair
-from train.runs.run import Run, read_cast_gaps, read_run, run_status, write_cast_gaps
+from train.runs.casts import read_cast_gaps, write_cast_gaps
+from train.runs.record import has_record, read_record, run_status
+from train.runs.run import Run, read_run
 from train.sweep.processes import Launcher, fit_command
 from train.sweep.request import PlannedRun, SweepRequest, read_request
 from train.sweep.status import status_table
@@ -121,8 +122,9 @@ def _mispaired(plan: Sequence[PlannedRun]) -> dict[Path, str]:
     first: dict[int, tuple[Path, str]] = {}
     found = {}
     for planned in plan:
-        path = planned.folder / "run.json"
-        info = json.loads(path.read_text()) if path.exists() else {"control": "none yet"}
+        if not has_record(planned.folder):
+            continue
+        info = read_record(planned.folder)
         if info.get("control"):
             continue  # its weights are perturbed by design
         folder, weights = first.setdefault(planned.seed, (planned.folder, info["initial_weights"]))
@@ -163,4 +165,4 @@ def _evaluate_casts(plan: list[PlannedRun], failed: dict[Path, str]) -> None:
 
 def _is_control(planned: PlannedRun) -> bool:
     """Its weights or its noise are its own: there is nothing to cast."""
-    return bool(json.loads((planned.folder / "run.json").read_text()).get("control"))
+    return bool(read_record(planned.folder).get("control"))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from train.checkpoints.folder import step_of, verify_checkpoint
-from train.config.strict_yaml import load_yaml
 from train.model.module import PretrainModule
+from train.runs.record import read_config
 from train.sweep.continuation import Continuation, Outcome, build_module
 from train.sweep.processes import begin_worker, share_cores
 from train.sweep.request import Variant
@@ -33,11 +33,11 @@ class BranchPoint:
         if not path.is_dir():
             raise FileNotFoundError(f"--branch-from {path}: there is no such checkpoint folder")
         manifest = verify_checkpoint(path)
-        config = path.parent.parent / "config.yaml"
-        if not config.exists():
-            raise FileNotFoundError(f"{path} lies in no run folder: {config} is missing")
+        run = path.parent.parent
+        if not (run / "config.yaml").exists():
+            raise FileNotFoundError(f"{path} lies in no run folder: {run}/config.yaml is missing")
         digest = _digest(json.dumps(manifest["files"], sort_keys=True))
-        return cls(path, step_of(path), digest.hex(), load_yaml(config.read_text()))
+        return cls(path, step_of(path), digest.hex(), read_config(run))
 
     @property
     def max_steps(self) -> int:

@@ -1,39 +1,18 @@
-"""Guards of a run: non-finite numbers stop it with a diagnosis; a spike of the loss is reported."""
+"""The diagnosis that a run leaves when non-finite numbers stop it."""
 
 import json
-import math
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from train.stats.spikes import WINDOW, mean_before_spike
-
-if TYPE_CHECKING:
-    from train.model.module import PretrainModule
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient norm is not a finite number; raised before the optimizer step."""
-
-
-def check_finite(trainer: Trainer, loss: Tensor, grad_norm: float) -> None:
-    """Raise NonFiniteError on every rank if either is not finite on any."""
-    bad = not (math.isfinite(grad_norm) and bool(loss.isfinite()))
-    if trainer.world_size > 1:
-        flag = torch.tensor(float(bad), device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        bad = bool(flag)
-    if bad:
-        raise NonFiniteError(
-            f"step {trainer.global_step + 1}: gradient norm {grad_norm}, loss {float(loss)} on "
-            f"rank {trainer.global_rank}; the weights are those of the step before"
-        )
+from data.durable import write_durably
+from train.model.module import PretrainModule
+from train.runs.outcome import NonFiniteError
 
 
 class NonFiniteReport(Callback):
@@ -55,6 +34,7 @@ class NonFiniteReport(Callback):
     ) -> None:
         if not isinstance(exception, NonFiniteError):
             return
+        assert isinstance(module, PretrainModule)
         step, rank = trainer.global_step + 1, trainer.global_rank
         report = {
             "step": step,
@@ -65,12 +45,12 @@ class NonFiniteReport(Callback):
             "message": str(exception),
         }
         path = self._folder / f"nonfinite-step-{step:08d}-rank{rank}.json"
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        write_durably(path, json.dumps(report, indent=2) + "\n")
         print(f"lowbit: diagnosis in {path}", flush=True)
 
 
 def _first_non_finite(
-    module: "PretrainModule | Any", batches: list[Mapping[str, Tensor]]
+    module: PretrainModule, batches: list[Mapping[str, Tensor]]
 ) -> dict[str, Any] | None:
     """In the order of cause and effect: a parameter, an output of the forward pass, a gradient.
 
@@ -118,34 +98,3 @@ def _first_bad_output(model: nn.Module, batch: Mapping[str, Tensor]) -> str | No
         for handle in hooks:
             handle.remove()
     return found[0] if found else None
-
-
-class SpikeReport(Callback):
-    """Says when a step's loss stands out from those before it; training goes on.
-
-    By the rule of `train.stats.spikes`. Stands after StepMetrics, whose loss it reads.
-    """
-
-    def __init__(self) -> None:
-        self._losses: deque[float] = deque(maxlen=WINDOW)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        loss = float(trainer.progress_bar_metrics["loss"])
-        mean = mean_before_spike(loss, self._losses)
-        if mean is not None and trainer.is_global_zero:
-            print(
-                f"lowbit: loss spike at step {trainer.global_step}: {loss:.4f}, after a mean of "
-                f"{mean:.4f} over {len(self._losses)} steps; training goes on",
-                flush=True,
-            )
-        self._losses.append(loss)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self._losses)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._losses.extend(state_dict["losses"])

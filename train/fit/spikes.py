@@ -1,0 +1,39 @@
+"""A spike of the loss is reported."""
+
+from collections import deque
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from train.stats.spikes import WINDOW, mean_before_spike
+
+
+class SpikeReport(Callback):
+    """Says when a step's loss stands out from those before it; training goes on.
+
+    By the rule of `train.stats.spikes`. Stands after StepMetrics, whose loss it reads.
+    """
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        loss = float(trainer.progress_bar_metrics["loss"])
+        mean = mean_before_spike(loss, self._losses)
+        if mean is not None and trainer.is_global_zero:
+            print(
+                f"lowbit: loss spike at step {trainer.global_step}: {loss:.4f}, after a mean of "
+                f"{mean:.4f} over {len(self._losses)} steps; training goes on",
+                flush=True,
+            )
+        self._losses.append(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self._losses)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._losses.extend(state_dict["losses"])
