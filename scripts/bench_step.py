@@ -27,7 +27,7 @@ from lowbit import Backend, Emulate, Randomness, convert_linears, kernels
 from lowbit.integer import Integer
 from lowbit.kernels.cpu.memory import keep_freed_memory
 from train.config.policies import read_policy
-from train.model.module import token_losses
+from train.model.step import Optimization, adamw, clip_gradients, mean_loss, total_norm
 from train.plan.live_bytes import LiveBytes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -57,16 +57,17 @@ class Trainee:
         name, _, backend = recipe.partition(":")
         policy = read_policy(_yaml("recipe", name)["model"]["policy"])
         convert_linears(self.model, policy, randomness=Randomness(0), backend=BACKENDS[backend]())
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.optimizer = adamw(self.model, Optimization(lr=1e-4))
         ids = torch.randint(0, shape["vocab_size"], (batch, length + 1)).to(device)
         self.batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
 
     def step(self) -> None:
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16):
-            loss = token_losses(self.model, self.batch).mean()
+            loss = mean_loss(self.model, self.batch)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        parameters = list(self.model.parameters())
+        clip_gradients(parameters, 1.0, total_norm(parameters))
         self.optimizer.step()
 
     def seconds(self, clock: Callable[[], float]) -> float:

@@ -14,8 +14,9 @@ from lowbit import LayerPolicy
 from train.cli import main
 from train.model.flops import device_peak, flops_per_token
 from train.model.initial import empty_model
-from train.model.module import PretrainModule, token_losses
+from train.model.module import PretrainModule
 from train.model.section import read_module
+from train.model.step import token_losses
 from train.plan import plan as budget
 from train.plan.live_bytes import LiveBytes
 from train.plan.plan import Launch, memory

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from data.order import BatchOrder
+from lowbit import LayerPolicy
 from train.checkpoints.folder import complete_checkpoints, load_state
 from train.fit.spikes import SpikeReport
+from train.model.module import PretrainModule
 from train.runs.record import run_status
 
+BF16 = LayerPolicy("bf16")
 Fit = Callable[..., int]
 EVERY = ("--trainer.accumulate_grad_batches", "2", "--checkpoint_every", "1")
 
@@ -82,14 +86,14 @@ def test_a_diverged_run_resumes_from_its_last_good_checkpoint(
 def test_a_loss_spike_is_reported_once_and_survives_a_resume(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    module = PretrainModule(LlamaConfig(vocab_size=8, hidden_size=32, num_hidden_layers=1), BF16)
+
     def feed(report: SpikeReport, step: int, loss: float) -> None:
-        trainer = SimpleNamespace(
-            accumulate_grad_batches=1,
-            progress_bar_metrics={"loss": loss},
-            is_global_zero=True,
-            global_step=step,
+        trainer: Any = SimpleNamespace(
+            accumulate_grad_batches=1, is_global_zero=True, global_step=step
         )
-        report.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+        module.step_loss = loss
+        report.on_train_batch_end(trainer, module, None, None, 0)
 
     first = SpikeReport()
     for step in range(25):

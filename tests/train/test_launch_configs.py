@@ -14,7 +14,7 @@ from train.config.strict_yaml import load_yaml
 from train.distributed.fsdp import FullySharded
 from train.fit.configuration import RunCLI
 from train.model.initial import random_model
-from train.model.module import token_losses
+from train.model.step import token_losses
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "configs" / "launch"

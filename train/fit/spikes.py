@@ -5,13 +5,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from train.model.module import PretrainModule
 from train.stats.spikes import WINDOW, mean_before_spike
 
 
 class SpikeReport(Callback):
     """Says when a step's loss stands out from those before it; training goes on.
 
-    By the rule of `train.stats.spikes`. Stands after StepMetrics, whose loss it reads.
+    By the rule of `train.stats.spikes`.
     """
 
     def __init__(self) -> None:
@@ -22,7 +23,8 @@ class SpikeReport(Callback):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        loss = float(trainer.progress_bar_metrics["loss"])
+        assert isinstance(module, PretrainModule)
+        loss = module.step_loss
         mean = mean_before_spike(loss, self._losses)
         if mean is not None and trainer.is_global_zero:
             print(

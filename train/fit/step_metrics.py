@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -20,10 +19,8 @@ class StepMetrics(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Tensor], batch_idx: int
     ) -> None:
-        assert isinstance(module, PretrainModule)
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._began = time.perf_counter()
-            module.loss_sum = torch.zeros((), dtype=torch.float64, device=module.device)
 
     def on_train_batch_end(
         self,
@@ -37,12 +34,10 @@ class StepMetrics(Callback):
         accumulation = trainer.accumulate_grad_batches
         if (batch_idx + 1) % accumulation:
             return
-        # windows have one length, so the mean over micro-batches and ranks is that over tokens
-        mean_loss = trainer.strategy.reduce(module.loss_sum / accumulation, reduce_op="mean")
         tokens = batch["labels"].numel() * accumulation * trainer.world_size
         row = {
             "tokens_seen": trainer.global_step * tokens,
-            "train/loss": float(mean_loss),
+            "train/loss": module.step_loss,
             "grad_norm": module.grad_norm,
             "lr": module.optimization.lr * module.lr_factor(trainer.global_step - 1),
             "tokens_per_second": tokens / (time.perf_counter() - self._began),

@@ -5,18 +5,19 @@ import math
 import torch
 from torch import Tensor
 
+from train.model.step import TrainState
 from train.runs.outcome import NonFiniteError
 
 
-def check_finite(loss: Tensor, grad_norm: float, step: int, rank: int, world_size: int) -> None:
-    """Raise NonFiniteError on every rank if either is not finite on any; `step` counts from 1."""
+def check_finite(loss: Tensor, grad_norm: float, state: TrainState) -> None:
+    """Raise NonFiniteError on every rank if either is not finite on any, before an update."""
     bad = not (math.isfinite(grad_norm) and bool(loss.isfinite()))
-    if world_size > 1:
+    if state.world_size > 1:
         flag = torch.tensor(float(bad), device=loss.device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         bad = bool(flag)
     if bad:
         raise NonFiniteError(
-            f"step {step}: gradient norm {grad_norm}, loss {float(loss)} on rank {rank}; the "
-            "weights are those of the step before"
+            f"step {state.step + 1}: gradient norm {grad_norm}, loss {float(loss)} on rank "
+            f"{state.rank}; the weights are those of the step before"
         )

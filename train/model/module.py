@@ -2,14 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -28,36 +25,17 @@ from train.model.backends import BackendName, convert
 from train.model.controls import Control, perturb, with_keys
 from train.model.finite import check_finite
 from train.model.initial import empty_model, pretrained_model, random_model, weights_hash
-from train.model.schedule import warmup_cosine
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """AdamW, linear warm-up, cosine decay; the study's values (arXiv 2510.25602, Table 9)."""
-
-    lr: float = 1e-3
-    """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    """On matrices; gains of norms and biases have none."""
-    warmup_steps: int = 500
-    min_lr_ratio: float = 0.1
-    """The last learning rate, as a fraction of the peak."""
-    max_grad_norm: float = 1.0
-
-
-def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Negative log-likelihood of each label in nats, FP32 [B, S]; 0 at ignored positions."""
-    logits = model(
-        input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False
-    ).logits
-    losses = F.cross_entropy(
-        logits.float().flatten(0, 1),
-        batch["labels"].flatten(),
-        ignore_index=IGNORED_LABEL,
-        reduction="none",
-    )
-    return losses.view_as(batch["labels"])
+from train.model.step import (
+    Optimization,
+    TrainState,
+    adamw,
+    clip_gradients,
+    lr_factor,
+    mean_loss,
+    mean_over_ranks,
+    token_losses,
+    total_norm,
+)
 
 
 class PretrainModule(LightningModule):
@@ -111,7 +89,9 @@ class PretrainModule(LightningModule):
         self.val_loss = MeanMetric().set_dtype(torch.float64)
         self.val_loss_bf16 = MeanMetric().set_dtype(torch.float64)
         self.loss_sum = torch.zeros((), dtype=torch.float64)  #: over the step's micro-batches
+        self.step_loss = math.nan  #: their mean, over the ranks too, once the step has it
         self.grad_norm = math.nan  #: of the step, before clipping
+        self.standing: TrainState | None = None  #: where no trainer tells it
         self.validation: dict[str, float] = {}  #: the last validation's results
 
     def _convert(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -130,9 +110,9 @@ class PretrainModule(LightningModule):
         """
         if not next(self.model.parameters()).is_meta:
             return
-        strategy = self.trainer.strategy
+        strategy = None if self.standing else self.trainer.strategy
         if isinstance(strategy, FullySharded):
-            strategy.shard(self.model, self._draw() if self.trainer.is_global_zero else None)
+            strategy.shard(self.model, None if self.state.rank else self._draw())
         else:
             self.model = self._convert(self._draw())
 
@@ -141,9 +121,14 @@ class PretrainModule(LightningModule):
         self._pretrained = None
         if self.control == "perturbed":
             perturb(model, self.seed)
-        if self.trainer.is_global_zero:
+        if self.state.rank == 0:
             self.initial_weights = weights_hash(model)
         return model
+
+    @property
+    def state(self) -> TrainState:
+        """Where the run stands."""
+        return self.standing or TrainState.of(self.trainer)
 
     @property
     def quantized_layers(self) -> dict[str, QuantLinear]:
@@ -154,11 +139,14 @@ class PretrainModule(LightningModule):
     # --- training -------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        self._place(self.trainer.global_step, batch)
+        state = self.state
+        if batch_idx % state.accumulate == 0:
+            self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._place(state.step, batch)
 
     def _place(self, step: int, batch: Mapping[str, Tensor]) -> None:
         """Take the recipes and random numbers of the update number `step`, counted from 0."""
-        phase = self.policy.phase_at(step, self.trainer.max_steps)
+        phase = self.policy.phase_at(step, self.state.max_steps)
         if phase != self._phase:
             enter_phase(self.model, self.policy, phase)
             self._phase = phase
@@ -174,19 +162,17 @@ class PretrainModule(LightningModule):
 
     def mean_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Over the tokens that count, nats."""
-        losses = token_losses(self.model, batch)
-        return losses.sum() / (batch["labels"] != IGNORED_LABEL).sum()
+        return mean_loss(self.model, batch)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        parameters = list(self.model.parameters())
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        parameters, state = list(self.model.parameters()), self.state
+        norm = total_norm(parameters)
         self.grad_norm = float(norm)
-        at = self.trainer.global_step + 1, self.trainer.global_rank, self.trainer.world_size
-        check_finite(self.loss_sum, self.grad_norm, *at)  # clipping spreads what is not
-        nn.utils.clip_grads_with_norm_(parameters, self.optimization.max_grad_norm, norm)
+        check_finite(self.loss_sum, self.grad_norm, state)  # clipping spreads what is not
+        self.step_loss = mean_over_ranks(self.loss_sum / state.accumulate, state)
+        clip_gradients(parameters, self.optimization.max_grad_norm, norm)
 
     def log_row(self, metrics: Mapping[str, float]) -> None:
         """To every logger at full precision, at the number of finished optimizer steps."""
@@ -197,7 +183,7 @@ class PretrainModule(LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """The losses of the tokens, FP32 [B, S]."""
-        finished = max(self.trainer.global_step, self._loaded_step)
+        finished = max(self.state.step, self._loaded_step)
         self._place(max(finished - 1, 0), batch)  # as the last update computed
         found = self._validate(batch, self.val_loss)
         if self.validate_bf16:
@@ -226,25 +212,9 @@ class PretrainModule(LightningModule):
 
     def lr_factor(self, step: int) -> float:
         """On the peak learning rate, for the update with this number, from 0."""
-        return warmup_cosine(
-            step,
-            warmup_steps=self.optimization.warmup_steps,
-            max_steps=self.trainer.max_steps,
-            min_ratio=self.optimization.min_lr_ratio,
-        )
+        return lr_factor(self.optimization, step, self.state.max_steps)
 
     def configure_optimizers(self) -> Any:
-        parameters = list(self.model.parameters())
-        matrices = [p for p in parameters if p.ndim >= 2]
-        vectors = [p for p in parameters if p.ndim < 2]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": self.optimization.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=self.optimization.lr,
-            betas=self.optimization.betas,
-            fused=True,
-        )
+        optimizer = adamw(self.model, self.optimization)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -11,8 +11,9 @@ from transformers import LlamaForCausalLM
 
 from train.fit.configuration import RunCLI
 from train.model.flops import DEVICES, flops_per_token
-from train.model.module import PretrainModule, token_losses
+from train.model.module import PretrainModule
 from train.model.section import read_module
+from train.model.step import mean_loss
 from train.plan.live_bytes import LiveBytes
 
 FP32 = 4  # bytes
@@ -106,7 +107,7 @@ def traced_work(module: PretrainModule, launch: Launch, checkpointing: bool) -> 
         with LiveBytes([*weights, *gradients]) as live:
             before = live.now
             with torch.autocast("cpu", torch.bfloat16):
-                loss = token_losses(model, {"input_ids": ids, "labels": ids}).sum() / ids.numel()
+                loss = mean_loss(model, {"input_ids": ids, "labels": ids})
             if launch.accumulate == 1:
                 gradients.clear()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's

@@ -3,7 +3,7 @@
 import copy
 import math
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from train.config.strict_yaml import load_yaml
 from train.model.controls import perturb
 from train.model.module import PretrainModule
 from train.model.section import read_module
+from train.model.step import TrainState
 from train.runs.outcome import NonFiniteError
 from train.sweep.request import Variant
 
@@ -33,20 +34,6 @@ class Outcome(NamedTuple):
     windows: tuple[float, ...]  #: mean over each window's tokens
 
 
-@dataclass
-class Place:
-    """What PretrainModule and TokenDataModule ask of a trainer; one process, no loop."""
-
-    max_steps: int
-    accumulate_grad_batches: int
-    strategy: SimpleNamespace  # of which they ask the root_device
-    global_step: int
-    world_size: int = 1
-    global_rank: int = 0
-    is_global_zero: bool = True
-    loggers: tuple[Any, ...] = ()
-
-
 def build_module(config: dict[str, Any], variant: Variant) -> PretrainModule:
     """The run's own model section under the variant's recipe and changes."""
     own = load_yaml(variant.recipe.read_text())
@@ -57,10 +44,10 @@ def build_module(config: dict[str, Any], variant: Variant) -> PretrainModule:
         section, *path, last = key.split(".")
         if section != "model":
             raise ValueError(f"override {key}: a branch can change keys of model alone")
-        place = model
+        inner = model
         for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
+            inner = inner.setdefault(part, {})
+        inner[last] = value
     return read_module(model)
 
 
@@ -78,14 +65,21 @@ class Continuation:
         self._device = torch.accelerator.current_accelerator() or torch.device("cpu")
         if trainer["accelerator"] == "cpu":
             self._device = torch.device("cpu")
-        self._state, self._first = load_state(checkpoint), step_of(checkpoint)
+        self._saved, self._first = load_state(checkpoint), step_of(checkpoint)
         self._seed, self._horizon = seed, horizon
-        strategy = SimpleNamespace(root_device=self._device)
         accumulate = trainer["accumulate_grad_batches"]
-        self._place = Place(trainer["max_steps"], accumulate, strategy, self._first)
+        self._begin = TrainState(
+            self._first, trainer["max_steps"], accumulate, rank=0, world_size=1, device=self._device
+        )
         chosen = {"val_choice": "first"}  # by runs that do not say
         data = TokenDataModule(**chosen | config["data"] | {"seed": seed, "num_workers": 0})
-        data.trainer = self._place  # type: ignore[assignment]  # it stands in for one
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]  # what it asks of one
+            global_step=self._first,
+            accumulate_grad_batches=accumulate,
+            world_size=1,
+            global_rank=0,
+            strategy=SimpleNamespace(root_device=self._device),
+        )
         data.setup("fit")
         self._data = data
         self._batches = list(islice(data.train_dataloader(), horizon * accumulate))
@@ -113,10 +107,9 @@ class Continuation:
         return self._validate(module, judge)
 
     def _restore(self, module: PretrainModule) -> torch.optim.Optimizer:
-        self._place.global_step = self._first
-        module.trainer = self._place  # type: ignore[assignment]  # it stands in for one
+        module.standing = self._begin
         module.configure_model()
-        module.load_state_dict(self._state["state_dict"])
+        module.load_state_dict(self._saved["state_dict"])
         if module.control == "perturbed":
             perturb(module.model, self._seed)
         for layer in module.quantized_layers.values():
@@ -124,19 +117,18 @@ class Continuation:
         module.to(self._device).train()
         torch.manual_seed(self._seed)
         optimizer: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]
-        (saved,) = self._state["optimizer_states"]  # its moments, under this module's settings
+        (saved,) = self._saved["optimizer_states"]  # its moments, under this module's settings
         groups = optimizer.state_dict()["param_groups"]
         moments = copy.deepcopy(saved["state"])  # which it would update in place
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         return optimizer
 
     def _step(self, module: PretrainModule, optimizer: torch.optim.Optimizer, step: int) -> None:
-        accumulate = self._place.accumulate_grad_batches
-        self._place.global_step = self._first + step
+        state = replace(self._begin, step=self._first + step)
+        module.standing, accumulate = state, state.accumulate
         for group in optimizer.param_groups:
-            group["lr"] = module.optimization.lr * module.lr_factor(self._place.global_step)
+            group["lr"] = module.optimization.lr * module.lr_factor(state.step)
         optimizer.zero_grad()
-        module.loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         for index in range(step * accumulate, (step + 1) * accumulate):
             batch = {name: x.to(self._device) for name, x in self._batches[index].items()}
             module.on_train_batch_start(batch, index)
@@ -148,8 +140,7 @@ class Continuation:
 
     @torch.no_grad()
     def _validate(self, module: PretrainModule, judge: PretrainModule) -> Outcome | None:
-        self._place.global_step = self._first + self._horizon
-        judge.trainer = self._place  # type: ignore[assignment]  # it stands in for one
+        judge.standing = replace(self._begin, step=self._first + self._horizon)
         judge.configure_model()
         judge.load_state_dict(module.state_dict())
         judge.to(self._device).eval()

@@ -1,0 +1,119 @@
+"""One optimizer step as functions of values: its loss, its gradients' norm, its update."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from data.module import IGNORED_LABEL
+from train.model.schedule import warmup_cosine
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW, linear warm-up, cosine decay; the study's values (arXiv 2510.25602, Table 9)."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    """On matrices; gains of norms and biases have none."""
+    warmup_steps: int = 500
+    min_lr_ratio: float = 0.1
+    """The last learning rate, as a fraction of the peak."""
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run stands: all that a step depends on beside weights, optimizer and batches."""
+
+    step: int  #: finished updates
+    max_steps: int
+    accumulate: int  #: micro-batches of an update, on each rank
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, trainer: Any) -> "TrainState":
+        """Of Lightning's trainer, which alone knows it while a run goes on."""
+        return cls(
+            trainer.global_step,
+            trainer.max_steps,
+            trainer.accumulate_grad_batches,
+            trainer.global_rank,
+            trainer.world_size,
+            trainer.strategy.root_device,
+        )
+
+
+def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Negative log-likelihood of each label in nats, FP32 [B, S]; 0 at ignored positions."""
+    logits = model(
+        input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False
+    ).logits
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1),
+        batch["labels"].flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="none",
+    )
+    return losses.view_as(batch["labels"])
+
+
+def mean_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Over the tokens of a micro-batch that count, nats."""
+    losses = token_losses(model, batch)
+    return losses.sum() / (batch["labels"] != IGNORED_LABEL).sum()
+
+
+def mean_over_ranks(x: Tensor, state: TrainState) -> float:
+    """All ranks call it; windows have one length, so means over ranks are means over tokens."""
+    if state.world_size > 1:
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+        x = x / state.world_size
+    return float(x)
+
+
+def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Of the gradients, over all shards."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: Tensor) -> None:
+    """Scale the gradients, whose norm is `norm`, to `max_norm` where they are above it."""
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+
+
+def lr_factor(optimization: Optimization, step: int, max_steps: int) -> float:
+    """On the peak learning rate, for the update with this number, from 0."""
+    return warmup_cosine(
+        step,
+        warmup_steps=optimization.warmup_steps,
+        max_steps=max_steps,
+        min_ratio=optimization.min_lr_ratio,
+    )
+
+
+def adamw(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
+    """At the peak learning rate, without weight decay on vectors."""
+    parameters = list(model.parameters())
+    return torch.optim.AdamW(
+        [
+            {
+                "params": [p for p in parameters if p.ndim >= 2],
+                "weight_decay": optimization.weight_decay,
+            },
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=optimization.lr,
+        betas=optimization.betas,
+        fused=True,
+    )
