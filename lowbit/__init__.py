@@ -15,8 +15,8 @@ from lowbit.formats import (
     block_format,
 )
 from lowbit.integer import Integer
-from lowbit.keep import Keep
 from lowbit.linear import QuantLinear
+from lowbit.operands import Keep, Reuse
 from lowbit.policy import LayerPolicy, LayerRule
 from lowbit.quantize import QuantizedTensor, fake_quantize, quantize
 from lowbit.recipe import Phase, QuantRecipe
@@ -40,6 +40,7 @@ __all__ = [
     "QuantRecipe",
     "QuantizedTensor",
     "Randomness",
+    "Reuse",
     "Rotation",
     "Rounding",
     "ScaleFormat",

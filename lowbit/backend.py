@@ -28,6 +28,11 @@ class Operand:
     def T(self) -> "Operand":  # noqa: N802  (torch's name)
         return replace(self, values=self.values.t())
 
+    def dequantized(self) -> Tensor:
+        """The matrix that it stands for, FP32 or wider."""
+        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+        return values if self.scale is None else values * self.scale
+
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All that it holds, for autograd to keep."""

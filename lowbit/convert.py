@@ -7,8 +7,8 @@ from torch import nn
 
 from lowbit.backend import Backend, Emulate
 from lowbit.definition.noise import Randomness
-from lowbit.keep import Keep
 from lowbit.linear import QuantLinear
+from lowbit.operands import Keep
 from lowbit.policy import LayerPolicy
 from lowbit.recipe import Phase, QuantRecipe
 

@@ -33,6 +33,14 @@ class IntegerOperand(Operand):
     def T(self) -> "IntegerOperand":  # noqa: N802  (torch's name)
         return replace(self, blocked_dim=1 - self.blocked_dim)
 
+    def dequantized(self) -> Tensor:
+        """With the columns that fill up the last block."""
+        assert self.block_scales is not None
+        size = self.values.shape[1] // max(self.block_scales.shape[1], 1)
+        values = self.values.float() * self.block_scales.repeat_interleave(size, 1)
+        matrix = values if self.blocked_dim == 1 else values.t()
+        return matrix if self.scale is None else matrix * self.scale
+
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """With the scales."""

@@ -3,17 +3,42 @@
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from lowbit.definition.rotation import Rotation
 from lowbit.formats import BlockFormat, Rounding, block_format
 
+
+class Role(NamedTuple):
+    """What an operand is: of which GEMM, made of which tensor, in blocks along which axis."""
+
+    gemm: str
+    tensor: str
+    axis: int  #: of the matrix [tokens, in], [tokens, out] or [out, in]
+    stream: int  #: of its random numbers
+
+    @property
+    def name(self) -> str:
+        """As recipes call it."""
+        return f"{self.gemm}_{self.tensor}"
+
+    @property
+    def is_weight(self) -> bool:
+        """Not a matrix of tokens."""
+        return self.tensor == "weight"
+
+
+_ROLES = (
+    *(Role("fprop", "input", 1, 0), Role("fprop", "weight", 1, 1)),
+    *(Role("dgrad", "grad_output", 1, 2), Role("dgrad", "weight", 0, 3)),
+    *(Role("wgrad", "grad_output", 0, 4), Role("wgrad", "input", 0, 5)),
+)
+ROLES = {role.name: role for role in _ROLES}
+OPERANDS = tuple(ROLES)
 GEMMS = {
-    "fprop": ("fprop_input", "fprop_weight"),
-    "dgrad": ("dgrad_grad_output", "dgrad_weight"),
-    "wgrad": ("wgrad_grad_output", "wgrad_input"),
+    gemm: tuple(role.name for role in _ROLES if role.gemm == gemm)
+    for gemm in ("fprop", "dgrad", "wgrad")
 }
-OPERANDS = tuple(operand for pair in GEMMS.values() for operand in pair)
 
 
 @dataclass(frozen=True)
@@ -39,7 +64,7 @@ class QuantRecipe:
     dgrad_rotation: Rotation | None = None
     wgrad_rotation: Rotation | None = None
 
-    weights: ClassVar = ("fprop_weight", "dgrad_weight")
+    weights: ClassVar = tuple(role.name for role in _ROLES if role.is_weight)
 
     def __post_init__(self) -> None:
         for operand in OPERANDS:
@@ -60,6 +85,11 @@ class QuantRecipe:
             if self.rotation(gemm) and not self.quantizes(gemm):
                 raise ValueError(f"{gemm}_rotation has no effect: {gemm} has no quantized operand")
 
+    def role(self, operand: str) -> Role:
+        """The role of what takes the place of this operand: fprop's weight where it is reused."""
+        reused = operand == "dgrad_weight" and self.reuse_fprop_weight
+        return ROLES["fprop_weight" if reused else operand]
+
     def format(self, operand: str) -> BlockFormat | None:
         """The format of an operand named in OPERANDS."""
         value: BlockFormat | None = getattr(self, operand)
@@ -74,6 +104,11 @@ class QuantRecipe:
         """Whether an operand of this GEMM is quantized."""
         reused = gemm == "dgrad" and self.reuse_fprop_weight
         return reused or any(self.format(operand) for operand in GEMMS[gemm])
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether nothing is quantized."""
+        return not any(self.format(operand) for operand in OPERANDS)
 
     @property
     def is_random(self) -> bool:

@@ -23,7 +23,7 @@ from timing import machine, seconds
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lowbit import Backend, Emulate, Randomness, convert_linears, kernels
+from lowbit import Backend, Emulate, Randomness, Reuse, convert_linears, kernels
 from lowbit.integer import Integer
 from lowbit.kernels.cpu.memory import keep_freed_memory
 from train.config.policies import read_policy
@@ -51,7 +51,7 @@ class Trainee:
     def __init__(self, model: str, recipe: str, device: torch.device) -> None:
         shape, batch, length = _shape(model)
         torch.manual_seed(0)
-        self.device = device
+        self.device, self.reuse = device, Reuse()
         self.model = LlamaForCausalLM(LlamaConfig(**shape, use_cache=False))
         nn.Module.to(self.model, device)
         name, _, backend = recipe.partition(":")
@@ -63,7 +63,7 @@ class Trainee:
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16), self.reuse:
             loss = mean_loss(self.model, self.batch)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         parameters = list(self.model.parameters())

@@ -25,7 +25,9 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _integer(value: int | Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.int64)
+    if isinstance(value, Tensor):
+        return value.to(torch.int64)
+    return torch.tensor(value, dtype=torch.int64, device="cpu")  # whatever the default is
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Key:
 
 def uniform(shape: tuple[int, ...], key: Key, device: torch.device | str | None = None) -> Tensor:
     """FP32 numbers k / 2^24 in [0, 1), shape `shape`: last axis columns, the others rows."""
+    device = device or "cpu"
     columns = shape[-1] if shape else 1
     rows = 1
     for size in shape[:-1]:
@@ -73,13 +76,21 @@ def uniform(shape: tuple[int, ...], key: Key, device: torch.device | str | None 
 class Randomness:
     """Where training stands, shared by all layers of a model: seed, optimizer step, first row.
 
-    Step and row are tensors changed in place: a compiled model is not compiled again for them.
+    Call `set` before each micro-batch: without it every step draws the numbers of step 0. Step and
+    row are tensors changed in place: a compiled model is not compiled again for them.
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed = Key.of(seed)
-        self._step = _integer(0)
-        self._first_row = _integer(0)
+        with torch.inference_mode(False):
+            self._seed = Key.of(seed)
+            self._step = _integer(0)
+            self._first_row = _integer(0)
+        self._layers = 0
+
+    def claim(self, layers: int) -> int:
+        """The first of so many indices that no layer has: parts of a model draw apart."""
+        first, self._layers = self._layers, self._layers + layers
+        return first
 
     def set(self, step: int, first_row: int | Tensor) -> None:
         """The optimizer step, and the global row (sample x seq_len) of the first token."""

@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lowbit.definition.blocks import from_blocks, to_blocks
 from lowbit.definition.noise import Key, uniform
@@ -34,24 +35,26 @@ class Rotation:
 
     def matrix(self, device: torch.device | str | None = None) -> Tensor:
         """R, FP32 [size, size]."""
-        matrix: Tensor = _matrix(self.size, self.seed)
-        return matrix.to(device)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
-def _matrix(size: int, seed: int | None) -> Tensor:
-    return _built(size, seed)
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return _built(self.size, self.seed, device)  # graphs and modes hold no tensor of ours
+        return _kept(self.size, self.seed).to(device)
 
 
 @cache
-def _built(size: int, seed: int | None) -> Tensor:
-    matrix = torch.ones(1, 1)
+def _kept(size: int, seed: int | None) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return _built(size, seed, "cpu")
+
+
+def _built(size: int, seed: int | None, device: torch.device | str | None) -> Tensor:
+    matrix = torch.full((1, 1), 1 / math.sqrt(size), dtype=torch.float32, device=device or "cpu")
+    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float32, device=matrix.device)
     while len(matrix) < size:
-        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
-    if seed is not None:
-        signs = torch.where(uniform((size,), Key.of(seed)) < 0.5, 1.0, -1.0)
-        matrix = signs[:, None] * matrix
-    return matrix / math.sqrt(size)
+        matrix = torch.kron(two, matrix)
+    if seed is None:
+        return matrix
+    signs = torch.where(uniform((size,), Key.of(seed), matrix.device) < 0.5, 1.0, -1.0)
+    return signs[:, None].float() * matrix
 
 
 def rotate(x: Tensor, rotation: Rotation, dim: int = -1, *, inverse: bool = False) -> Tensor:

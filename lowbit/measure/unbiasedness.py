@@ -9,7 +9,7 @@ from torch import Tensor
 from lowbit.backend import Emulate
 from lowbit.definition.noise import Key
 from lowbit.formats import Rounding
-from lowbit.numerics import LayerNumerics
+from lowbit.operands import LayerNumerics, Operands
 from lowbit.recipe import GEMMS, QuantRecipe
 
 
@@ -43,26 +43,33 @@ def gradient_errors(
     operand that is rounded deterministically at its quantized value, and takes those rounded
     stochastically as they are; `exact` takes them all as they are. `draws` is a power of two.
     """
+    tensors = tuple(x.detach().float() for x in (input, weight, grad_output))
     reference = LayerNumerics(QuantRecipe() if exact else _deterministic(recipe), Emulate())
-    input, weight, grad_output = (x.detach().float() for x in (input, weight, grad_output))
-    targets = [
-        reference.grad_input(grad_output, weight).double(),
-        reference.grad_weight(grad_output, reference.operand("wgrad_input", input, 0)).double(),
-    ]
+    targets = [x.double() for x in _gradients(reference, *tensors)]
     sums = [torch.zeros_like(target) for target in targets]
     counts: list[int] = []
     errors: list[list[float]] = [[], []]
     for draw in range(draws):
         numerics = LayerNumerics(recipe, Emulate(), Key.of(seed).fold(draw))
-        sums[0] += numerics.grad_input(grad_output, weight)
-        sums[1] += numerics.grad_weight(grad_output, numerics.operand("wgrad_input", input, 0))
+        for total, found in zip(sums, _gradients(numerics, *tensors), strict=True):
+            total += found
         count = draw + 1
         if count & draw == 0:  # a power of two
             counts.append(count)
-            for found, total, target in zip(errors, sums, targets, strict=True):
+            for row, total, target in zip(errors, sums, targets, strict=True):
                 error = (total / count - target).square().sum() / target.square().sum()
-                found.append(float(error))
+                row.append(float(error))
     return GradientErrors(tuple(counts), tuple(errors[0]), tuple(errors[1]))
+
+
+def _gradients(
+    numerics: LayerNumerics, input: Tensor, weight: Tensor, grad_output: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Those of input and weight."""
+    q = Operands(numerics).read_once(grad_output)
+    dgrad = q("dgrad_grad_output", grad_output), q("dgrad_weight", weight)
+    wgrad = q("wgrad_grad_output", grad_output).T, q("wgrad_input", input)
+    return q.matmul(*dgrad, torch.float32), q.matmul(*wgrad, torch.float32)
 
 
 def _deterministic(recipe: QuantRecipe) -> QuantRecipe:

@@ -18,11 +18,11 @@ from lowbit import (
     QuantLinear,
     QuantRecipe,
     Randomness,
+    Reuse,
     Rounding,
     block_format,
 )
 from lowbit.integer import Integer
-from lowbit.linear import _latest
 
 
 class Counting(Emulate):
@@ -56,7 +56,7 @@ def passed(layers: list[QuantLinear], apart: bool, autocast: bool) -> list[Tenso
     """Outputs and gradients; `apart`: each layer reads a copy of the input of its own."""
     torch.manual_seed(1)
     leaf = torch.randn(40, 64, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Reuse():
         input = leaf * 1.5
         outputs = [layer(input.clone() if apart else input) for layer in layers]
     for layer in layers:
@@ -85,14 +85,13 @@ def test_an_input_is_quantized_once_for_all_and_forgotten_when_it_dies() -> None
     backend = Counting()
     layers = siblings(QuantRecipe.uniform("mxint8"), backend)
     leaf = torch.randn(40, 64, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), Reuse():
         input = leaf * 1.5
         outputs = [layer(input) for layer in layers]
+        assert backend.made[1]() is not None
     assert len(backend.made) == 2 + len(layers)
     early, fprop, *weights = backend.made
-    assert fprop() is not None and not any(weight() is not None for weight in weights)
-    del input
-    gc.collect()
+    assert not any(weight() is not None for weight in weights)
     assert fprop() is None and early() is not None
     del outputs
     gc.collect()
@@ -106,8 +105,9 @@ def test_codes_that_wait_for_backward_are_shared_too() -> None:
     with torch.autograd.graph.saved_tensors_hooks(
         lambda x: places.append(x.data_ptr()) if x.element_size() == 1 else x, lambda x: x
     ):
-        for layer in layers:
-            layer(input)
+        with Reuse():
+            for layer in layers:
+                layer(input)
     assert len(places) == 2 * len(layers) and len(set(places)) == 2  # codes and scales
 
 
@@ -132,5 +132,6 @@ def test_stochastic_rounding_is_each_layers_own() -> None:
     for layer in layers[1:]:
         layer.weight = layers[0].weight
     input = torch.randn(40, 64, requires_grad=True) * 1.0
-    assert not torch.equal(layers[0](input), layers[1](input))
-    assert not _latest.made_of(input, input.dtype)
+    with Reuse() as reuse:
+        assert not torch.equal(layers[0](input), layers[1](input))
+        assert not reuse.of_input(input, input.dtype)

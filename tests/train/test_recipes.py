@@ -14,7 +14,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import lowbit.numerics
+import lowbit.operands
 from lowbit import BlockFormat, Key, Operand, QuantLinear, Randomness, convert_linears, enter_phase
 from lowbit.backend import Emulate
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
@@ -80,9 +80,9 @@ def test_each_operand_is_quantized_once_per_use(name: str, monkeypatch: pytest.M
     for layer in layers:
         layer.backend = Counting()
     rotations: Counter[str] = Counter()
-    original = lowbit.numerics.rotate
+    original = lowbit.operands.rotate
     monkeypatch.setattr(
-        lowbit.numerics, "rotate", lambda *a, **k: rotations.update("r") or original(*a, **k)
+        lowbit.operands, "rotate", lambda *a, **k: rotations.update("r") or original(*a, **k)
     )
     ids = torch.arange(32)[None]
     assert len(policy.phases) + 1 == len(COUNTS[name])

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lowbit import BlockFormat, QuantLinear, crest_factor, rotate
-from lowbit.numerics import LayerNumerics
-from lowbit.recipe import OPERANDS
+from lowbit.operands import LayerNumerics
+from lowbit.recipe import OPERANDS, ROLES
 from lowbit.stats import QuantizationError, quantization_error, quantization_errors
 from train.microscope.layers import place_of
 
 BINS = 64  # of a histogram of crest factors at blocks of 32, which lie between 1 and sqrt(32)
 LARGEST_CREST = 32**0.5
-BLOCKED_AXIS = dict(zip(OPERANDS, (1, 1, 1, 0, 0, 0), strict=True))
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Probe:
             found = {
                 operand: self._measure(operand, x, numerics)
                 for operand in self.operands
-                if operand.partition("_")[2] == tensor
+                if ROLES[operand].tensor == tensor
             }
         self._add(name, found)
         return found
@@ -126,10 +125,11 @@ class Probe:
 
     def _measure(self, operand: str, x: Tensor, numerics: LayerNumerics | None) -> Found:
         """In the trained format, of what its GEMM's rotation leaves, and in the what-if formats."""
-        dim = BLOCKED_AXIS[operand]
+        role = ROLES[operand]
+        dim = role.axis
         trained = numerics.recipe.format(operand) if numerics else None
-        rotation = numerics.recipe.rotation(operand.partition("_")[0]) if numerics else None
-        key = numerics.key_of(operand) if numerics else None
+        rotation = numerics.recipe.rotation(role.gemm) if numerics else None
+        key = numerics.key_of(role) if numerics else None
         found: Found = {}
         wanted = [(format, None) for format in self.formats if format != trained or rotation]
         crests = _Crests(x, dim)

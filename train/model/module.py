@@ -17,6 +17,7 @@ from lowbit import (
     Phase,
     QuantLinear,
     Randomness,
+    Reuse,
     enter_phase,
     unquantized,
 )
@@ -80,6 +81,7 @@ class PretrainModule(LightningModule):
         self.init_from, self.seed = init_from, seed
         self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
         self.randomness = Randomness(seed)
+        self.reuse = Reuse()  #: nobody else writes to weights or activations during our steps
         self.model: LlamaForCausalLM = self._convert(empty_model(llama))  #: without weights so far
         self._pretrained = pretrained_model(init_from, self.model.config) if init_from else None
         self.initial_weights: str | None = None  #: their hash, on rank 0 once they are there
@@ -162,7 +164,8 @@ class PretrainModule(LightningModule):
 
     def mean_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Over the tokens that count, nats."""
-        return mean_loss(self.model, batch)
+        with self.reuse:
+            return mean_loss(self.model, batch)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -181,6 +184,9 @@ class PretrainModule(LightningModule):
 
     # --- validation -----------------------------------------------------------------------------
 
+    def on_validation_epoch_start(self) -> None:
+        self.reuse.forget()  # callbacks may have swapped the weights (averages)
+
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """The losses of the tokens, FP32 [B, S]."""
         finished = max(self.state.step, self._loaded_step)
@@ -193,12 +199,15 @@ class PretrainModule(LightningModule):
 
     def _validate(self, batch: Mapping[str, Tensor], metric: Metric) -> Tensor:
         """A batch of padding is computed too: under FSDP2 all ranks must gather together."""
-        losses, tokens = token_losses(self.model, batch), (batch["labels"] != IGNORED_LABEL).sum()
+        with self.reuse:
+            losses = token_losses(self.model, batch)
+        tokens = (batch["labels"] != IGNORED_LABEL).sum()
         if tokens:
             metric.update(losses.sum().double() / tokens, weight=tokens)
         return losses
 
     def on_validation_epoch_end(self) -> None:
+        self.reuse.forget()
         loss = float(self.val_loss.compute())
         self.val_loss.reset()
         self.validation = {"val/loss": loss, "val/perplexity": math.exp(loss)}
