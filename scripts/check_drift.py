@@ -25,6 +25,7 @@ def main() -> int:
         own, reference = estimate(strata), estimate(many.gaps()[label])
         if own.standard_error is None or reference.standard_error is None:
             raise SystemExit(f"{label}: {own.units} and {reference.units} branches are too few")
+        assert own.mean is not None and reference.mean is not None
         error = math.hypot(own.standard_error, reference.standard_error)
         distance = abs(own.mean - reference.mean) / error
         outside += distance > 2

@@ -31,7 +31,7 @@ def _make_run(
     folder.mkdir(parents=True)
     rows = [COLUMNS]
     for step, loss in enumerate(train, 1):
-        cells = [step, step * BATCH * SEQ_LEN, loss, 1.0, 0.001, 1000.0 + step]
+        cells = [step, step * BATCH * SEQ_LEN, loss, 1.0 + seed / 8, 0.001, 1000.0 + step]
         cells += [val[step], 2.0] if step in val else ["", ""]
         rows.append(",".join(map(str, cells)))
     (folder / "metrics.csv").write_text("\n".join(rows) + "\n")

@@ -12,7 +12,7 @@ from train.cli import main
 from train.compare.branches import BranchSet, read_branches
 from train.stats.intervals import t_quantile
 from train.stats.strata import estimate, units_needed
-from train.sweep.target import report_target
+from train.sweep.target import second_stage
 
 Make = Callable[..., Path]
 
@@ -45,15 +45,27 @@ def test_intervals_over_strata_cover() -> None:
     assert covered >= 930
 
 
-def test_target_says_how_many_units_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    rng = np.random.default_rng(1)
-    few = rng.normal(0, 0.001, 400).tolist()
-    needed = units_needed(estimate([few]), 0.0001)
-    assert needed is not None and 75 < needed < 125  # (0.001 / 0.0001)² = 100
-    assert not report_target({"x": [few]}, 1e-5, "branches")
-    assert f"1e-05 takes about {units_needed(estimate([few]), 1e-5)}" in capsys.readouterr().out
-    assert report_target({"x": [few]}, 0.001, "branches")
-    assert not report_target({"x": [few[:1]]}, 1.0, "branches")
+def test_every_stratum_has_its_own_spread() -> None:
+    """Welch and Satterthwaite, by hand: variances 1 and 9 of three units each."""
+    found = estimate([[-1.0, 0.0, 1.0], [-3.0, 0.0, 3.0]])
+    assert found.standard_error == pytest.approx(np.sqrt((1 / 3 + 9 / 3) / 4))
+    assert found.freedom == pytest.approx((1 + 9) ** 2 / (1 / 2 + 81 / 2))
+    assert "one unit of a checkpoint" in estimate([[1.0, 2.0, 3.0], [4.0]]).verdict
+
+
+def test_the_second_stage_is_steins(capsys: pytest.CaptureFixture[str]) -> None:
+    few = [0.0, 0.002, 0.004, 0.006]  # variance 6.67e-6: a standard error of 1e-3 takes 7
+    assert units_needed([[few]], 1e-3) == 7
+    assert second_stage({"x": [few], "y": [[0.0, 1e-9, 0.0, 0.0]]}, 1e-3, 10, "seeds") == 7
+    assert "0.001 takes 7" in capsys.readouterr().out
+    assert second_stage({"x": [few]}, 1e-3, 5, "seeds") == 5
+    assert "is not reached: it takes 7" in capsys.readouterr().out
+    assert second_stage({"x": [few]}, 1.0, 10, "seeds") == 4
+    later = estimate([[*few, 5.0, -5.0, 0.0]], first=4)  # whose spread does not count
+    assert later.standard_error == pytest.approx(np.std(few, ddof=1) / np.sqrt(7))
+    assert later.freedom == pytest.approx(3) and later.mean == pytest.approx(0.012 / 7)
+    with pytest.raises(ValueError, match="--target-se 0: expected a positive number"):
+        second_stage({}, 0, 3, "seeds")
 
 
 @pytest.fixture
@@ -83,8 +95,12 @@ def test_compare_shows_branches_beside_full_runs(
     (found,) = json.loads((tmp_path / "compare" / "compare.json").read_text())["branches"]
     x, p = found["rows"]
     assert (x["mean"], x["units"], x["checkpoint_means"]) == (0.375, 6, [0.375, 0.375])
-    assert x["verdict"] == "worse" and p["verdict"] == "not distinguishable"
+    assert x["verdict"] == "worse" and p["verdict"] == "2 of 6 diverged: no verdict"
     assert (p["diverged"], p["units"]) == (2, 4)
+    assert p["lost"][0] == "p from step 10, branch 2"
+    assert (x["checkpoint_units"], x["like_these"]["low"]) == ([3, 3], None)
+    (pair,) = found["pairs"]
+    assert (pair["a"], pair["b"], pair["verdict"]) == ("x", "p", p["verdict"])
     out = " ".join(capsys.readouterr().out.split())
     assert "Valid for these checkpoints (step 10 of 30, 20 of 30) and this horizon (5 steps)" in out
     assert "x +0.37500" in out and "p (control) +0.00000" in out

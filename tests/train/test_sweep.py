@@ -170,15 +170,20 @@ def test_seeds_end_when_their_mean_is_known_well_enough(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Gaps of 0.010, 0.011, 0.010: a standard error of 0.00033 after three seeds."""
+    """Gaps of 0.010, 0.011, 0.010, 0.011: their variance over 0.00025² is 5.3, so six seeds."""
     monkeypatch.setattr(_Launcher, "make", staticmethod(make_run), raising=False)
     monkeypatch.setattr(sweep, "Launcher", _Launcher)
     monkeypatch.setattr(sweep, "_evaluate_casts", lambda *_: None)
     files = [str(recipes / f"{name}.yaml") for name in ("bf16", "mxint8")]
     arguments = ["--out", str(tmp_path), "--recipes", *files, "--seeds", *map(str, range(9))]
-    assert main(["sweep", *arguments, "--target-se", "0.0005"]) == 0
-    assert "mxint8: +0.01033 ± 0.00033 from 3 seeds" in capsys.readouterr().out
-    assert len([*tmp_path.glob("*-s*")]) == 6
+    for _ in range(2):  # a second call finds all done
+        assert main(["sweep", *arguments, "--target-se", "0.00025"]) == 0
+        assert "mxint8: +0.01050 ± 0.00029 from 4 seeds; 0.00025 takes 6" in capsys.readouterr().out
+        assert len([*tmp_path.glob("*-s*")]) == 12
+    (pair,) = compare.compare(read_runs([tmp_path]))["pairs"]
+    assert pair["first_stage"] == [0, 1, 2, 3] and len(pair["seeds"]) == 6
+    assert pair["freedom"] == pytest.approx(3)
+    assert pair["standard_error"] == pytest.approx((1e-6 / 3 / 6) ** 0.5)
 
 
 def test_a_task_becomes_its_run(

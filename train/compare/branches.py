@@ -2,12 +2,17 @@
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.durable import write_durably
-from train.compare.table import branch_lines
-from train.stats.strata import estimate
+from train.compare.branch_table import branch_lines
+from train.stats.intervals import MIN_UNITS, Estimate, Part
+from train.stats.serial import shared_part
+from train.stats.strata import Strata, estimate, over_strata
 
 FORMAT_VERSION = 1
 FILE = "branches.json"
@@ -25,6 +30,7 @@ class BranchSet:
     commands: list[str]
     units: list[dict[str, Any]] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
+    first_stage: int | None = None  # branches of each checkpoint that told how many there would be
 
     def has(self, checkpoint: int, branch: int) -> bool:
         return any((u["checkpoint"], u["branch"]) == (checkpoint, branch) for u in self.units)
@@ -39,17 +45,35 @@ class BranchSet:
         folder.mkdir(parents=True, exist_ok=True)
         write_durably(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
 
-    def gaps(self) -> dict[str, list[list[float]]]:
+    def gaps(self, rounds: int | None = None) -> dict[str, Strata]:
         """By label, then checkpoint: loss minus that of the baseline on the same batches."""
-        labels = [arm["label"] for arm in self.arms if arm["label"] != self.baseline]
-        return {
-            label: [self._gaps(label, i) for i in range(len(self.checkpoints))] for label in labels
-        }
+        return {label: self._gaps(self.baseline, label, rounds) for label in self._others}
 
-    def _gaps(self, label: str, checkpoint: int) -> list[float]:
-        own = [unit["losses"] for unit in self.units if unit["checkpoint"] == checkpoint]
-        both = [(loss[self.baseline], loss[label]) for loss in own]
-        return [b - a for a, b in both if a is not None and b is not None]
+    @property
+    def _others(self) -> list[str]:
+        return [arm["label"] for arm in self.arms if arm["label"] != self.baseline]
+
+    def _gaps(self, a: str, b: str, rounds: int | None = None) -> list[list[float]]:
+        """Loss of `b` minus that of `a` by checkpoint, of the branches that neither lost."""
+        strata: list[list[float]] = [[] for _ in self.checkpoints]
+        for unit in self.units:
+            ours, theirs = unit["losses"][a], unit["losses"][b]
+            is_wanted = rounds is None or unit["branch"] < rounds
+            if is_wanted and ours is not None and theirs is not None:
+                strata[unit["checkpoint"]].append(theirs - ours)
+        return strata
+
+    def _shared(self, a: str, b: str) -> list[Part]:
+        """What all these gaps have in common: their windows. Of branches that kept their losses."""
+        kept = [unit for unit in self.units if None not in (unit["losses"][a], unit["losses"][b])]
+        if not kept or any(unit.get("windows") != kept[0].get("windows") for unit in kept):
+            return []
+        windows = kept[0].get("windows")
+        if windows is None:
+            return []
+        losses = [np.array([unit["window_losses"][x] for unit in kept]) for x in (a, b)]
+        part = shared_part(losses[1] - losses[0], windows["documents"])
+        return [part] if part else []
 
     @property
     def scope(self) -> str:
@@ -65,15 +89,56 @@ class BranchSet:
         """Per arm but the baseline: plain data."""
         controls = {arm["label"]: arm["control"] for arm in self.arms}
         return [
-            {"label": label, "control": controls[label]}
-            | asdict(found := estimate(strata))
-            | {
-                "verdict": found.verdict,
-                "diverged": sum(unit["losses"][label] is None for unit in self.units),
-                "checkpoint_means": [estimate([gaps]).mean if gaps else None for gaps in strata],
-            }
-            for label, strata in self.gaps().items()
+            {"label": label, "control": controls[label]} | self._row(self.baseline, label)
+            for label in self._others
         ]
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """Arm `b` against arm `a`, neither the baseline."""
+        return [{"a": a, "b": b} | self._row(a, b) for a, b in combinations(self._others, 2)]
+
+    def _row(self, a: str, b: str) -> dict[str, Any]:
+        gaps, shared = self._gaps(a, b), self._shared(a, b)
+        found = estimate(gaps, shared, self.first_stage)
+        own = [estimate([stratum]) if stratum else None for stratum in gaps]
+        lost = self._diverged(a, b)
+        verdict = found.verdict if found.why or self._few(gaps) is None else self._few(gaps)
+        if lost:
+            verdict = f"{len(lost)} of {len(self.units)} diverged: no verdict"
+        return asdict(found) | {
+            "verdict": verdict,
+            "diverged": len(lost),
+            "lost": lost,
+            "windows_variance": shared[0].variance if shared else None,
+            "checkpoint_means": [one and one.mean for one in own],
+            "checkpoint_errors": [one and one.standard_error for one in own],
+            "checkpoint_units": [len(stratum) for stratum in gaps],
+            "like_these": asdict(self._like_these(gaps, shared)),
+        }
+
+    def _few(self, gaps: Strata) -> str | None:
+        """A spread of two is hardly known, where checkpoints may differ in it."""
+        fewest = min((len(stratum) for stratum in gaps if len(stratum)), default=0)
+        return f"{fewest} branches of a checkpoint: no verdict" if fewest < MIN_UNITS else None
+
+    def _diverged(self, a: str, b: str) -> list[str]:
+        """The branches that one of the two lost."""
+        return [
+            f"{label} from step {self.checkpoints[unit['checkpoint']]['step']}, branch"
+            f" {unit['branch']}"
+            for unit in self.units
+            for label in (a, b)
+            if unit["losses"][label] is None
+        ]
+
+    def _like_these(self, gaps: Strata, shared: list[Part]) -> Estimate:
+        """A statement about checkpoints like these: runs are its units, by their means."""
+        runs: dict[Path, list[float]] = {}
+        for checkpoint, stratum in zip(self.checkpoints, gaps, strict=True):
+            if len(stratum):
+                run = Path(checkpoint["path"]).parent.parent
+                runs.setdefault(run, []).append(float(np.mean(stratum)))
+        return over_strata([float(np.mean(means)) for means in runs.values()], shared)
 
     @property
     def seconds(self) -> float:
@@ -88,7 +153,8 @@ class BranchSet:
         return {
             "path": str(path), "baseline": self.baseline, "horizon": self.horizon,
             "scope": self.scope, "seconds": self.seconds, "checkpoints": self.checkpoints,
-            "rows": self.rows(), "commands": self.commands,
+            "rows": self.rows(), "pairs": self.pairs(), "first_stage": self.first_stage,
+            "commands": self.commands,
         }  # fmt: skip
 
 
@@ -106,7 +172,17 @@ def read_branches(folder: Path) -> BranchSet | None:
         raise ValueError(
             f"{path}: format_version is {found.format_version}, this lowbit reads {FORMAT_VERSION}"
         )
+    check_distinct(found.checkpoints)
     return found
+
+
+def check_distinct(checkpoints: list[dict[str, Any]]) -> None:
+    """One checkpoint given twice, or that of a copied run, is one unit and not two."""
+    seen: dict[str, str] = {}
+    for checkpoint in checkpoints:
+        first = seen.setdefault(checkpoint["digest"], checkpoint["path"])
+        if first is not checkpoint["path"]:
+            raise ValueError(f"{first} and {checkpoint['path']} hold the same checkpoint: give one")
 
 
 def find_branches(path: Path) -> list[tuple[Path, BranchSet]]:

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from train.compare.branches import find_branches, read_branches
+from train.compare.copies import check_copies
 from train.compare.dynamics import behaviour, common_target
 from train.compare.gaps import RULE, Pair, compare_pair, matched
-from train.compare.gates import EQUAL_COLUMNS, over_bound, unequal
+from train.compare.gates import TIMES, over_bound, unequal
 from train.compare.golden import export_curves, import_curves
 from train.compare.pairing import FIELDS, check_pairing
+from train.compare.stopping import read_stopping
 from train.compare.table import terminal
+from train.compare.verdicts import judge
 from train.runs.casts import CastGap, read_cast_gaps
 from train.runs.record import has_record
 from train.runs.run import SMOOTHING, Run, read_runs
@@ -31,7 +34,7 @@ CHAOS = (
 )
 CAST = (
     "cast gap: val loss of the baseline's final weights evaluated under the recipe, minus that"
-    " without it; s.e. over validation windows; no training noise, and no effect of training either"
+    " without it; no training noise, and no effect of training either; s.e. over"
 )
 
 
@@ -50,12 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--max-gap", type=float, metavar="X",
-        help="exit 1 if a recipe diverged or its final val loss gap (mean of its seeds) is above X",
+        help="exit 1 unless every recipe's gap, of runs and of branches, is below X with its whole"
+        f" 95 %% interval; at least {MIN_UNITS} units, none diverged or failed",
+    )  # fmt: skip
+    parser.add_argument(
+        "--equivalent-within", type=float, metavar="X",
+        help="say which gaps lie within X either way, by two one-sided 5 %% tests",
     )  # fmt: skip
     parser.add_argument(
         "--assert-equal", action="store_true",
         help="exit 1 unless bitwise equal, to the baseline or to --import's runs of the same name,"
-        f" in {', '.join(EQUAL_COLUMNS)}",
+        f" in every column but {', '.join(TIMES)}",
     )  # fmt: skip
     parser.add_argument(
         "--tensorboard", action="store_true",
@@ -77,8 +85,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("branches alone: give the runs, or the sweep, that they belong to as well")
     golden = import_curves(args.import_) if args.import_ else []
     runs = read_runs(folders, golden)
-    result = compare(runs, check_pairing(runs, args.allow))
-    result["branches"] = [found.document(path) for path, found in branches]
+    margin = args.equivalent_within
+    if margin is not None and not 0 < margin < math.inf:
+        raise ValueError(f"--equivalent-within {margin}: expected a positive number")
+    allowed = check_pairing(runs, args.allow)
+    check_copies(runs)
+    result = compare(runs, allowed, [found.document(path) for path, found in branches], margin)
     if (args.assert_equal or args.max_gap is not None) and not result["pairs"]:
         raise ValueError(f"a bound needs a recipe beside the baseline {result['baseline']}")
     result["command"] = _command(args)
@@ -112,8 +124,16 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join(["lowbit", "compare", *map(str, parts)])
 
 
-def compare(runs: list[Run], allowed: Collection[str] = ()) -> dict[str, Any]:
-    """All numbers of the comparison as plain data; the baseline is the first run's label."""
+def compare(
+    runs: list[Run],
+    allowed: Collection[str] = (),
+    branches: Sequence[dict[str, Any]] = (),
+    margin: float | None = None,
+) -> dict[str, Any]:
+    """All numbers of the comparison as plain data; the baseline is the first run's label.
+
+    `branches`: documents of theirs; `margin`: within which gaps are called equivalent.
+    """
     groups: dict[str, dict[int, Run]] = {}
     for one in runs:
         groups.setdefault(one.label, {})[one.seed] = one
@@ -124,20 +144,28 @@ def compare(runs: list[Run], allowed: Collection[str] = ()) -> dict[str, Any]:
         _row(one, baseline.get(one.seed), casts.get(one.seed, {})) | behaviour(one, target)
         for one in runs
     ]
-    pairs = [compare_pair(a, b) for a, b in combinations(groups.values(), 2)]
-    return {
+    first = _first_stage(runs)
+    pairs = [compare_pair(a, b, first) for a, b in combinations(groups.values(), 2)]
+    result = {
         "format_version": 1,
         "baseline": runs[0].label,
         "smoothing": SMOOTHING,
         "target": target,
         "rule": RULE,
-        "notes": _notes(runs, baseline, pairs, casts),
         "allowed": list(allowed),
         "runs": rows,
         "recipes": [_recipe(group) for group in groups.values()],
         "pairs": [asdict(pair) for pair in pairs],
-        "branches": [],
+        "branches": [*branches],
     }
+    judge(result, margin)
+    return result | {"notes": _notes(result, runs, baseline, pairs, casts)}
+
+
+def _first_stage(runs: list[Run]) -> tuple[int, ...]:
+    """Of the sweep that all these runs are of, if their number was chosen by their spread."""
+    found = {read_stopping(folder) for folder in {run.path.parent for run in runs}} - {None}
+    return max((one.first for one in found if one), key=len, default=())
 
 
 def _cast_gaps(base: Run, runs: list[Run]) -> dict[str, CastGap]:
@@ -179,7 +207,8 @@ def _gaps_of(one: Run, base: Run | None) -> dict[str, Any]:
 
 
 def _recipe(group: dict[int, Run]) -> dict[str, Any]:
-    finals = [one.val_curve[1][-1] for one in group.values() if len(one.val_curve[1])]
+    ended = [one for one in group.values() if one.status not in ("failed", "diverged")]
+    finals = [one.val_curve[1][-1] for one in ended if len(one.val_curve[1])]
     return {
         "label": next(iter(group.values())).label,
         "seeds": list(group),
@@ -189,18 +218,26 @@ def _recipe(group: dict[int, Run]) -> dict[str, Any]:
 
 
 def _notes(
+    result: dict[str, Any],
     runs: list[Run],
     baseline: dict[int, Run],
     pairs: list[Pair],
     casts: dict[int, dict[str, CastGap]],
 ) -> list[str]:
-    judged = sum(len(pair.seeds) >= MIN_UNITS for pair in pairs)
+    judged = result["judged"]
     few = any(len(pair.seeds) < MIN_UNITS and "diverged" not in pair.verdict for pair in pairs)
     notes = [CHAOS] if few else []
-    if judged > 1:
+    if judged["pairs"] > 1:
         notes.append(
-            f"Each interval is a 95 % one on its own: of {judged} pairs without any difference,"
-            f" about {judged / 20:.2g} would be called different by chance."
+            f"Verdicts hold together: {judged['against the baseline']} rows against the baseline"
+            f" (runs and branches), in 5 % of cases one false; all {judged['pairs']} pairs by Holm,"
+            " likewise. Each 95 % interval is one on its own."
+        )
+    stages = [pair.first_stage for pair in pairs if pair.first_stage]
+    if stages:
+        notes.append(
+            f"The number of seeds was chosen by the spread of the first {len(stages[0])} (Stein):"
+            " intervals keep that spread and its degrees of freedom."
         )
     if not any(one.control for one in runs) and pairs:
         notes.append(
@@ -214,7 +251,8 @@ def _notes(
     if bad:
         notes.append(f"Failed, shown but in no mean: {', '.join(bad)}.")
     if pairs and any(casts.values()):
-        notes.append(CAST[0].upper() + CAST[1:] + ".")
+        units = dict.fromkeys(gap.units for found in casts.values() for gap in found.values())
+        notes.append(f"{CAST[0].upper()}{CAST[1:]} {', '.join(units)}.")
     elif pairs:
         notes.append(
             "No cast gap: `lowbit sweep` leaves it as cast_gap.json in the baseline's run folder."

@@ -45,6 +45,12 @@ def norm_trend(norm: Array) -> tuple[float | None, float | None]:
     return last, last / middle if middle else None
 
 
+def _met_at_first(run: Run, target: float | None) -> bool:
+    """Then it was met before, nobody saw when."""
+    loss = run.val_curve[1]
+    return bool(target is not None and len(loss) and loss[0] <= target)
+
+
 def behaviour(run: Run, target: float | None) -> dict[str, Any]:
     """Keys of a row of compare.json."""
     finite = {
@@ -55,6 +61,7 @@ def behaviour(run: Run, target: float | None) -> dict[str, Any]:
     norm, trend = norm_trend(finite.get("grad_norm", np.empty(0)))
     return {
         "tokens_to_target": tokens_to(run, target),
+        "tokens_to_target_at_most": _met_at_first(run, target),
         "spikes": count_spikes(finite["train/loss"]),
         "grad_norm": norm,
         "grad_norm_trend": trend,

@@ -1,21 +1,25 @@
 """Paired gaps between recipes: seeds are the units, and a verdict needs at least three of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 
 from train.runs.run import Curve, Run
-from train.stats.intervals import MIN_UNITS, interval
+from train.stats.intervals import MIN_UNITS
+from train.stats.sign_flip import sign_flip_p
+from train.stats.strata import estimate
 
 TAIL = 0.9  # a descriptive band spans the steps after this share of the tokens
 RULE = (
     "Verdict of b against a: the paired gap is val loss of b minus that of a at the last tokens"
-    " where all their runs were evaluated, one gap per seed. worse (better) if the Student-t 95 %"
-    f" interval of its mean over at least {MIN_UNITS} seeds lies above (below) zero, otherwise not"
-    " distinguishable. Fewer seeds: no verdict, only a band (5th to 95th percentile of the smoothed"
-    " train gap over the last 10 % of the tokens), which describes these runs and is not a"
-    " confidence interval."
+    " where all their runs were evaluated, one gap per seed. worse (better) if the interval of its"
+    f" mean over at least {MIN_UNITS} seeds lies above (below) zero: Student-t, 95 % for all rows"
+    " against the baseline together (Dunnett; branches: Šidák), other pairs by Holm. Otherwise not"
+    " distinguishable, beside the smallest effect that such a spread shows in 80 % of cases. Fewer"
+    " seeds: no verdict, only a band (5th to 95th percentile of the smoothed train gap over the"
+    " last 10 % of the tokens), which describes these runs and is no confidence interval."
 )
 
 
@@ -32,8 +36,11 @@ class Pair:
     mean: float | None = None
     relative: float | None = None  # mean over the mean val loss of a
     standard_error: float | None = None
+    freedom: float | None = None  # degrees of it
     low: float | None = None
     high: float | None = None
+    p_sign_flip: float | None = None
+    first_stage: list[int] | None = None  # the seeds whose spread this is, after Stein's two stages
     band: tuple[float, float] | None = None
 
 
@@ -56,10 +63,12 @@ def pairs_of(a: dict[int, Run], b: dict[int, Run]) -> list[tuple[Run, Run]]:
     return [pair for pair in shared if "failed" not in (pair[0].status, pair[1].status)]
 
 
-def compare_pair(a: dict[int, Run], b: dict[int, Run]) -> Pair:
-    """Runs by seed; both non-empty, each of one label."""
+def compare_pair(a: dict[int, Run], b: dict[int, Run], first: Sequence[int] = ()) -> Pair:
+    """Runs by seed; both non-empty, each of one label. `first`: the first stage's seeds, if the
+    number of seeds was chosen by their spread.
+    """
     label_a, label_b = next(iter(a.values())).label, next(iter(b.values())).label
-    pairs = pairs_of(a, b)
+    pairs = sorted(pairs_of(a, b), key=lambda pair: pair[0].seed not in first)
     seeds = [run.seed for run, _ in pairs]
     diverged = sorted({run.label for pair in pairs for run in pair if run.status == "diverged"})
     if not pairs or diverged:
@@ -74,10 +83,12 @@ def compare_pair(a: dict[int, Run], b: dict[int, Run]) -> Pair:
     if n < MIN_UNITS:
         verdict = f"{('one seed', 'two seeds')[n - 1]}: no verdict"
         return Pair(label_a, label_b, seeds, verdict, *at, band=_band(pairs))
-    found = interval(final)
-    verdict = "worse" if found.low > 0 else "better" if found.high < 0 else "not distinguishable"
-    bounds = float(found.standard_error), float(found.low), float(found.high)
-    return Pair(label_a, label_b, seeds, verdict, *at, *bounds)
+    stage = [seed for seed in seeds if seed in first]
+    if len(stage) < 2:
+        stage = []
+    found = estimate([final.tolist()], first=len(stage) or None)
+    bounds = found.standard_error, found.freedom, found.low, found.high, sign_flip_p(final)
+    return Pair(label_a, label_b, seeds, found.verdict, *at, *bounds, first_stage=stage or None)
 
 
 def _band(pairs: list[tuple[Run, Run]]) -> tuple[float, float] | None:

@@ -1,16 +1,27 @@
 """Golden curves: the columns of runs at full precision in one JSON file, for CI to hold runs to."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from train.runs.metrics import EMPTY, Array, is_empty
 from train.runs.run import Run
 
-FORMAT_VERSION = 1
-COLUMNS = ("step", "tokens_seen", "train/loss", "grad_norm", "lr", "val/loss", "tokens_per_second")
+FORMAT_VERSION = 2
+OLD = 1  # held some columns, and no difference between NaN and an empty cell
+OLD_COLUMNS = (
+    "step",
+    "tokens_seen",
+    "train/loss",
+    "grad_norm",
+    "lr",
+    "val/loss",
+    "tokens_per_second",
+)
 # what pairing looks at; paths and versions are another machine's
 INFO = (
     *("format_version", "status", "recipe", "recipe_table", "control", "seed", "data", "model"),
@@ -26,17 +37,13 @@ def export_curves(runs: Sequence[Run], path: Path) -> None:
             {
                 "name": run.path.resolve().name,
                 "info": {key: run.info.get(key) for key in INFO},
-                "metrics": {
-                    name: [None if np.isnan(x) else x for x in run.metrics[name].tolist()]
-                    for name in COLUMNS
-                    if name in run.metrics
-                },
+                "metrics": {name: _plain(column) for name, column in run.metrics.items()},
             }
             for run in runs
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(plain, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def import_curves(path: Path) -> list[Run]:
@@ -44,10 +51,15 @@ def import_curves(path: Path) -> list[Run]:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         version = plain["format_version"]
-        if version != FORMAT_VERSION:
+        if version not in (OLD, FORMAT_VERSION):
             raise ValueError(f"format_version is {version}, this lowbit reads {FORMAT_VERSION}")
+        known = {"golden_columns": OLD_COLUMNS} if version == OLD else {}
         return [
-            Run(path / run["name"], run["info"], {k: _column(v) for k, v in run["metrics"].items()})
+            Run(
+                path / run["name"],
+                run["info"] | known,
+                {name: _column(values) for name, values in run["metrics"].items()},
+            )
             for run in plain["runs"]
         ]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -55,4 +67,13 @@ def import_curves(path: Path) -> list[Run]:
 
 
 def _column(values: Iterable[Any]) -> Any:
-    return np.array([np.nan if x is None else x for x in values], dtype=np.float64)
+    return np.array([EMPTY if x is None else float(x) for x in values], dtype=np.float64)
+
+
+def _plain(column: Array) -> list[Any]:
+    """An empty cell is null; what JSON has no number for is its name."""
+    empty = is_empty(column)
+    return [
+        None if hole else x if math.isfinite(x) else str(x)
+        for x, hole in zip(column.tolist(), empty, strict=True)
+    ]

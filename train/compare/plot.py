@@ -63,15 +63,30 @@ def _draw_branches(
     axes.axvline(0, color="black", linewidth=1)
     for place, (_, row) in enumerate(branches):
         style = styles.get(row["label"], {"color": CONTROL, "marker": "o"}) | {"markersize": 7}
-        error = 0 if row["low"] is None else row["high"] - row["mean"]
-        axes.errorbar(row["mean"], -place, xerr=error, capsize=4, linewidth=1.6, **style)
+        if row["mean"] is not None and row["low"] is not None:
+            error = row["high"] - row["mean"]
+            axes.errorbar(row["mean"], -place, xerr=error, capsize=4, linewidth=1.6, **style)
+        elif row["mean"] is not None:
+            axes.plot([row["mean"]], [-place], linestyle="none", **style)
     places = [-place for place in range(len(branches))]
-    axes.set_yticks(places, [f"{row['label']}, H = {found['horizon']}" for found, row in branches])
+    axes.set_yticks(places, _branch_names(branches))
     axes.set_ylim(0.6 - len(branches), 0.6)
     axes.ticklabel_format(axis="x", style="plain")
     axes.locator_params(axis="x", nbins=5)
     what = f"branches of H steps: mean gap to {baseline}, 95 % interval (nats per token)"
     axes.set_xlabel(what, fontsize=12)
+
+
+def _branch_names(branches: list[Any]) -> list[str]:
+    """An arm and its horizon; the folder where two sets have one horizon."""
+    sets = {found["path"]: found["horizon"] for found, _ in branches}
+    twice = [horizon for horizon in sets.values() if list(sets.values()).count(horizon) > 1]
+    return [
+        f"{row['label']}, H = {found['horizon']}"
+        + (f", {Path(found['path']).name}" if found["horizon"] in twice else "")
+        + (", no interval" if row["low"] is None else "")
+        for found, row in branches
+    ]
 
 
 def _styles(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from train.runs.run import Curve, Run
 from train.stats.intervals import MIN_UNITS, interval
 
 MAX_POINTS = 1000  # of a drawn curve
+RESULTS = ("mean", "low", "high", "verdict", "detectable", "equivalence")
 NOT_SETTINGS = ("status", "command", "commit", "format_version")
 DRAWN = (
     f"Curves are drawn with at most {MAX_POINTS} points (the lowest and highest of each of"
@@ -134,7 +135,7 @@ def _write_csv(document: dict[str, Any], path: Path) -> None:
             cast = row["cast_gap"] or {}
             row = {k: v for k, v in row.items() if k != "cast_gap"}
             row |= {f"cast_gap_{k}": cast.get(k) for k in ("mean", "standard_error", "tokens")}
-            row |= {f"recipe_gap_{k}": pair.get(k) for k in ("mean", "low", "high", "verdict")}
+            row |= {f"recipe_gap_{k}": pair.get(k) for k in RESULTS}
             rows.append(row)
         writer = csv.DictWriter(file, [*rows[0]], lineterminator="\n")
         writer.writeheader()

@@ -4,13 +4,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from train.compare.branch_table import WIDTH, branch_lines, tests, together
 from train.output.tables import aligned
 
 COLUMNS = (
     "recipe|seed|status|val loss|perplexity|train loss|gap|max gap|cast gap ± s.e.|tokens/s"
 ).split("|")
-BRANCH_COLUMNS = ("recipe", "gap", "s.e.", "95 % interval", "units", "diverged", "verdict")
-WIDTH = 100
 
 
 def terminal(result: dict[str, Any]) -> str:
@@ -47,13 +46,15 @@ def _behaviour(result: dict[str, Any]) -> list[str]:
         cast = row["cast_gap"] or {}
         values = ("tokens_to_target", ",.0f"), ("spikes", "d"), ("grad_norm", ".3f")
         cells = ["-" if row[key] is None else f"{row[key]:{form}}" for key, form in values]
+        cells[0] = "<= " * row["tokens_to_target_at_most"] + cells[0]
         trend = "-" if row["grad_norm_trend"] is None else f"× {row['grad_norm_trend']:.2f}"
         kl = "-" if cast.get("kl") is None else f"{cast['kl']:.2e}"
         if cast.get("kl_standard_error") is not None:
             kl += f" ± {cast['kl_standard_error']:.0e}"
         rows.append([row["label"], str(row["seed"]), *cells, trend, kl])
     about = (
-        f"Target: val loss {target:.4f}, the lowest that all runs reached. "
+        f"Target: val loss {target:.4f}, the lowest that all runs reached (but those that failed or"
+        " diverged). "
         if target is not None
         else ""
     )
@@ -83,9 +84,9 @@ def sentence(pair: dict[str, Any]) -> str:
         text += f"gap {pair['mean']:+.5f} after {pair['tokens']:,} tokens"
         if pair["low"] is not None:
             text += f" (95 % interval {pair['low']:+.5f} to {pair['high']:+.5f}, "
-            text += f"{len(pair['seeds'])} paired seeds)"
+            text += f"{len(pair['seeds'])} paired seeds{together(pair)})"
         text += "; "
-    text += pair["verdict"]
+    text += pair["verdict"] + tests(pair)
     if pair["band"] is not None:
         text += " (train gap band {:+.5f} to {:+.5f})".format(*pair["band"])
     return text
@@ -109,23 +110,3 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _with_error(cast: dict[str, Any]) -> str:
     error = cast["standard_error"]
     return f"{cast['mean']:+.5f}" + ("" if error is None else f" ± {error:.5f}")
-
-
-def branch_lines(document: dict[str, Any]) -> list[str]:
-    rows = [_branch_cells(row) for row in document["rows"]]
-    what = f"Branches {document['path']}" if document["path"] != "." else "Branches"
-    scope = f"{what} ({document['seconds']:,.0f} s, all units added up). {document['scope']}."
-    return [*textwrap.wrap(scope, WIDTH), "", *aligned([BRANCH_COLUMNS, *rows], left=(0, 6))]
-
-
-def _branch_cells(row: dict[str, Any]) -> list[str]:
-    def signed(value: float | None) -> str:
-        return "-" if value is None else f"{value:+.5f}"
-
-    interval = "-" if row["low"] is None else f"{signed(row['low'])} to {signed(row['high'])}"
-    error = "-" if row["standard_error"] is None else f"{row['standard_error']:.5f}"
-    label = row["label"] + (" (control)" if row["control"] else "")
-    return [
-        label, signed(row["mean"]), error, interval, str(row["units"]), str(row["diverged"]),
-        row["verdict"],
-    ]  # fmt: skip

@@ -15,7 +15,7 @@ _FILE = "cast_gap.json"
 class CastGap:
     """Validation loss of the baseline's final weights under a recipe, minus that of the baseline.
 
-    No training noise: the standard error is that of the validation sample alone (over windows).
+    No training noise: the standard error is that of the validation sample alone.
     """
 
     mean: float
@@ -25,6 +25,9 @@ class CastGap:
     kl: float | None = None  # KL(baseline || recipe), nats per token, of FP32 logits
     kl_standard_error: float | None = None
     kl_floor: float | None = None  # the same for the baseline's own weights moved by 1e-6
+    low: float | None = None  # 95 % interval of the mean, as far as the text's windows tell
+    high: float | None = None
+    units: str = "windows, as if independent"  # whose spread the standard errors are
     arithmetic: str = "logits rounded as under autocast"  # of files that do not say
     along: tuple[dict[str, Any], ...] = ()  # the same at each kept checkpoint, by tokens_seen
 

@@ -10,12 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+EMPTY_TEXT = "-nan"
+EMPTY = float(EMPTY_TEXT)  # an empty cell: a NaN of other bits than one that a run writes
 
 COLUMNS = (
     *("step", "tokens_seen", "train/loss", "grad_norm", "lr", "tokens_per_second"),
     *("quant/clamped", "quant/minus_128", "val/loss", "val/perplexity"),
     "val/loss_bf16",
 )
+
+
+def is_empty(column: Array) -> NDArray[np.bool_]:
+    """Where the cell was empty, which a NaN that a run wrote is not."""
+    return np.isnan(column) & np.signbit(column)
 
 
 def metrics_line(row: Mapping[str, Any]) -> bytes:
@@ -49,8 +56,8 @@ def read_metrics(path: Path, status: str) -> dict[str, Array]:
     if missing:
         raise ValueError(f"{path} lacks the column {', '.join(sorted(missing))}")
     for _ in range(2):  # ",,," holds two empty cells, of which one pass fills the first
-        body = body.replace(",,", ",nan,")
-    body = body.replace(",\n", ",nan\n") + ("nan" if body.endswith(",") else "")
+        body = body.replace(",,", f",{EMPTY_TEXT},")
+    body = body.replace(",\n", f",{EMPTY_TEXT}\n") + (EMPTY_TEXT if body.endswith(",") else "")
     if not body.strip():
         return {name: np.empty(0) for name in names}
     try:

@@ -1,7 +1,7 @@
 """Run folders as values: what a run was (run.json), what it did (metrics.csv, full precision)."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from train.runs.metrics import Array, read_metrics
+from train.runs.metrics import Array, is_empty, read_metrics
 from train.runs.record import checked_record, has_record
 
 Curve = tuple[Array, Array]  # tokens seen, value at these tokens
@@ -27,7 +27,7 @@ def ema(values: Iterable[float], smoothing: float = SMOOTHING) -> Array:
 class Run:
     path: Path
     info: dict[str, Any]  # run.json
-    metrics: dict[str, Array]  # one value per optimizer step; NaN where the cell was empty
+    metrics: dict[str, Array]  # one value per optimizer step; EMPTY where the cell was
     label: str = ""  # runs of one label differ in their seed alone
 
     @property
@@ -45,9 +45,10 @@ class Run:
 
     @property
     def status(self) -> str:
-        """run.json's word, but a run whose last loss is not finite has diverged."""
+        """run.json's word, but a run whose last loss or any validation is not finite diverged."""
         train, val = self.metrics["train/loss"], self.metrics.get("val/loss", np.empty(0))
-        infinite = np.isinf(train[-1:]).any() or np.isinf(val).any() or np.isnan(train[-1:]).any()
+        evaluated = val[~is_empty(val)]
+        infinite = not (np.isfinite(train[-1:]).all() and np.isfinite(evaluated).all())
         return "diverged" if infinite else str(self.info["status"])
 
     @property
@@ -86,18 +87,35 @@ def read_run(path: Path) -> Run:
 def read_runs(paths: Sequence[Path], golden: Sequence[Run] = ()) -> list[Run]:
     """The runs of `paths`, labelled; a folder of runs stands for its runs, those of bf16 first.
 
-    Imported `golden` runs come before them.
+    Imported `golden` runs come before them, under labels of their own: they are another sweep.
     """
     folders = [folder for path in paths for folder in _expand(path)]
     twice = {str(folder) for folder in folders if folders.count(folder) > 1}
     if twice:
         raise ValueError(f"given more than once: {', '.join(sorted(twice))}")
-    runs = [*golden, *(read_run(folder) for folder in folders)]
-    for scheme in (_label, lambda run: f"{run.path.resolve().parent.name}/{_label(run)}", _name):
-        labelled = [replace(run, label=scheme(run)) for run in runs]
-        if len({(run.label, run.seed) for run in labelled}) == len(runs):
+    kept = [replace(run, label=_with_parent(run)) for run in golden]
+    runs = [read_run(folder) for folder in folders]
+    for scheme in (_label, _with_parent, _names_of_copies(runs)):
+        labelled = [*kept, *(replace(run, label=scheme(run)) for run in runs)]
+        if len({(run.label, run.seed) for run in labelled}) == len(labelled):
             return labelled
     raise ValueError(f"run folders of one name and seed: {', '.join(map(str, folders))}")
+
+
+def _with_parent(run: Run) -> str:
+    return f"{run.path.resolve().parent.name}/{_label(run)}"
+
+
+def _names_of_copies(runs: Sequence[Run]) -> Callable[[Run], str]:
+    """The label, but the folder's name of runs that share theirs: the others stay as they are."""
+    own = [(_label(run), run.seed) for run in runs]
+
+    def label(run: Run) -> str:
+        is_shared = own.count((_label(run), run.seed)) > 1
+        is_copy = is_shared and _name(run) != f"{_label(run)}-s{run.seed}"
+        return _name(run) if is_copy else _label(run)
+
+    return label
 
 
 def _expand(path: Path) -> list[Path]:

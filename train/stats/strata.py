@@ -1,52 +1,60 @@
-"""Mean gaps over units of several strata, and how many units a wanted standard error takes."""
+"""Mean gaps over units of several strata: each stratum's own spread, and what all units share."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from train.stats.intervals import CONFIDENCE, MIN_UNITS, t_quantile
+from train.stats.intervals import MIN_UNITS, Estimate, Part
 
 Strata = Sequence[Sequence[float]]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over the strata's means; errors from the spread within them. None: too few units."""
+def estimate(strata: Strata, shared: Sequence[Part] = (), first: int | None = None) -> Estimate:
+    """Mean over the strata's means. Strata (checkpoints) are given: units within them are noise.
 
-    units: int
-    mean: float
-    standard_error: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.units} units: no verdict"
-        return "worse" if self.low > 0 else "better" if self.high < 0 else "not distinguishable"
-
-
-def estimate(strata: Strata) -> Estimate:
-    """Strata (checkpoints) are given, not sampled: only the spread of units within them is noise.
-
-    The variance within is pooled over the strata; Student-t with n - strata degrees of freedom.
+    Every stratum has a spread of its own (Welch); `shared` are errors that all units have in
+    common. `first`: the spread comes from so many units of each stratum alone, since the others'
+    number was chosen by it (Stein's two stages).
     """
     found = [np.array(gaps) for gaps in strata if len(gaps)]
     n = sum(len(gaps) for gaps in found)
-    mean = float(np.mean([gaps.mean() for gaps in found])) if found else math.nan
-    freedom = n - len(found)
-    if n < MIN_UNITS or freedom < 1:
-        return Estimate(n, mean)
-    variance = sum(((gaps - gaps.mean()) ** 2).sum() for gaps in found) / freedom
-    error = math.sqrt(variance * sum(1 / len(gaps) for gaps in found)) / len(found)
-    reach = t_quantile((1 + CONFIDENCE) / 2, freedom) * error
-    return Estimate(n, mean, error, mean - reach, mean + reach)
+    if not found:
+        return Estimate(0, None, why="no units: no verdict")
+    mean = float(np.mean([gaps.mean() for gaps in found]))
+    fewest = min(len(gaps) for gaps in found)
+    if fewest < 2 or n < MIN_UNITS:
+        return Estimate(n, mean, why=f"{_count(n)}: no verdict" if n < MIN_UNITS else _FEW)
+    spreads = [gaps[:first] for gaps in found]
+    parts = [
+        Part(float(spread.var(ddof=1)) / len(gaps) / len(found) ** 2, len(spread) - 1)
+        for spread, gaps in zip(spreads, found, strict=True)
+    ]
+    return Estimate.of(n, mean, [*parts, *shared])
 
 
-def units_needed(found: Estimate, target: float) -> int | None:
-    """For a standard error of `target`, if the spread stays what it was; None: not known yet."""
-    if found.standard_error is None:
-        return None
-    return max(MIN_UNITS, math.ceil(found.units * (found.standard_error / target) ** 2))
+_FEW = "one unit of a checkpoint: no verdict"
+
+
+def _count(n: int) -> str:
+    return "1 unit" if n == 1 else f"{n} units"
+
+
+def over_strata(means: Sequence[float], shared: Sequence[Part] = ()) -> Estimate:
+    """The same mean as a statement about strata like these: they are the units now."""
+    if len(means) < MIN_UNITS:
+        return Estimate(len(means), float(np.mean(means)) if means else None, why="too few runs")
+    spread = Part(float(np.var(means, ddof=1)) / len(means), len(means) - 1)
+    return Estimate.of(len(means), float(np.mean(means)), [spread, *shared])
+
+
+def units_needed(first: Sequence[Strata], target: float) -> int:
+    """Stein's second stage: how many units each stratum takes in all for a standard error of
+    `target`, from the spread of the first stage; of several recipes, the largest number.
+    """
+    wanted = 0
+    for strata in first:
+        variances = [float(np.var(gaps, ddof=1)) for gaps in strata if len(gaps) > 1]
+        of_one = sum(variances) / len(variances) ** 2 if variances else 0.0
+        wanted = max(wanted, math.ceil(of_one / target**2))
+    return wanted

@@ -11,14 +11,12 @@ import argparse
 import shlex
 from dataclasses import replace
 
-from train.compare.branches import BranchSet, read_branches
+from train.compare.branches import BranchSet, check_distinct, read_branches
 from train.config.strict_yaml import load_yaml
 from train.runs.provenance import code_origin, command_line
 from train.sweep.request import SweepRequest, read_request
-from train.sweep.target import report_target
+from train.sweep.target import FIRST_STAGE, check_target, second_stage
 from train.sweep.units import Arms, BranchPoint, Unit, Workers
-
-MIN_ROUNDS = 3  # before a target may end the branches: a spread of fewer is hardly known
 
 
 def run_branches(args: argparse.Namespace) -> int:
@@ -29,20 +27,29 @@ def run_branches(args: argparse.Namespace) -> int:
         Arms.of(point, variants)
     branches = _resume(request, _describe(points, request, args.horizon))
     what = f"branches of {len(points)} checkpoints"
+    check_target(args.target_se)
+    first = args.branches if args.target_se is None else min(FIRST_STAGE, args.branches)
+
+    def run_until(rounds: int) -> None:
+        nonlocal branches
+        wanted = [
+            Unit(index, point, branch, variants, args.horizon)
+            for branch in range(rounds)
+            for index, point in enumerate(points)
+            if not branches.has(index, branch)
+        ]
+        for unit in workers.results(wanted):
+            branches = branches.with_unit(unit)
+            branches.write(request.out)
+            print(f"{len(branches.units)} of {args.branches * len(points)} {what}", flush=True)
+
     with Workers(args.jobs) as workers:
-        for rounds in _groups(args.branches, args.target_se):
-            wanted = [
-                Unit(index, point, branch, variants, args.horizon)
-                for branch in rounds
-                for index, point in enumerate(points)
-                if not branches.has(index, branch)
-            ]
-            for unit in workers.results(wanted):
-                branches = branches.with_unit(unit)
-                branches.write(request.out)
-                print(f"{len(branches.units)} of {args.branches * len(points)} {what}", flush=True)
-            if args.target_se is not None and report_target(branches.gaps(), args.target_se, what):
-                break
+        run_until(first)
+        if args.target_se is not None:
+            branches = replace(branches, first_stage=branches.first_stage or first)
+            branches.write(request.out)
+            gaps = branches.gaps(branches.first_stage)
+            run_until(second_stage(gaps, args.target_se, args.branches, what))
     print("\n".join(branches.lines()))
     print(f"`lowbit compare SWEEP {request.out}` shows them beside full runs")
     return 0
@@ -63,14 +70,6 @@ def _read(args: argparse.Namespace) -> tuple[list[BranchPoint], SweepRequest]:
     return points, request
 
 
-def _groups(count: int, target: float | None) -> list[range]:
-    """Branches that run before the target is looked at again: what is done is whole rounds."""
-    if target is None:
-        return [range(count)]
-    first = min(MIN_ROUNDS, count)
-    return [range(first), *(range(i, i + 1) for i in range(first, count))]
-
-
 def _describe(points: list[BranchPoint], request: SweepRequest, horizon: int) -> BranchSet:
     variants = request.variants()
     arms = [
@@ -82,6 +81,7 @@ def _describe(points: list[BranchPoint], request: SweepRequest, horizon: int) ->
         {"path": str(p.path), "step": p.step, "max_steps": p.max_steps, "digest": p.digest}
         for p in points
     ]
+    check_distinct(checkpoints)
     command = shlex.join(command_line())
     return BranchSet(variants[0].label, horizon, arms, checkpoints, code_origin(), [command])
 

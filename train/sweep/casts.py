@@ -1,10 +1,12 @@
 """The cast gap: one set of trained weights, evaluated under several recipes.
 
 It measures the forward error of a format without any training noise; what is left is the noise of
-the validation sample, and the standard error over its windows is printed with it.
+the validation sample: windows of one document resemble each other, and the error allows for it.
+Every window's gap and KL stay in the run folder, as cast_windows.json.
 """
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from train.model.head import AUTOCAST, NAMES, compared
 from train.model.initial import empty_model, random_model
 from train.runs.casts import CastGap
 from train.runs.record import read_config
+from train.stats.serial import window_mean
 
 MAX_WINDOWS = 1024
 BATCH = 16
@@ -41,6 +44,7 @@ def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
     precision, with logits of FP32; paired window by window. `along`: at the kept checkpoints.
     """
     config = read_config(baseline)
+    manifest = Manifest.load(Path(config["data"]["path"]))
     windows = _validation_windows(config)
     llama = LlamaConfig.from_pretrained(baseline / "hf")
     models = _Models(llama, config, [read_config(run)["model"] for run in runs])
@@ -49,11 +53,14 @@ def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
     gaps: dict[str, CastGap] = {}
     for checkpoint in complete_checkpoints(baseline / "checkpoints"):
         models.load(load_state(checkpoint)["state_dict"])
-        gaps = models.gaps(windows)  # those of the last stay: the final weights
+        gaps = models.gaps(windows, manifest.eos_id)  # of the last stay: the final weights
         for name, gap in gaps.items():
             place = {"step": step_of(checkpoint), "tokens_seen": step_of(checkpoint) * per_step}
             numbers = {k: v for k, v in asdict(gap).items() if k != "along"}
             along.setdefault(name, []).append(place | numbers)
+    if gaps:
+        text = json.dumps(models.windows, allow_nan=False) + "\n"
+        (baseline / "cast_windows.json").write_text(text, encoding="utf-8")
     return {name: replace(gap, along=tuple(along[name])) for name, gap in gaps.items()}
 
 
@@ -68,6 +75,7 @@ class _Models:
         self._weights = random_model(empty_model(llama).config, seed)
         self._own = read_policy(config["model"]["policy"]).name
         self._models: dict[str, Any] = {}
+        self.windows: dict[str, Any] = {}  #: each one's gap and KL, of the last weights
         for section in [config["model"], *sections]:
             if section.get("control") is None:
                 policy = read_policy(section["policy"])
@@ -89,7 +97,7 @@ class _Models:
         perturb(self._moved, self._seed)
 
     @torch.no_grad()
-    def gaps(self, windows: Windows) -> dict[str, CastGap]:
+    def gaps(self, windows: Windows, eos_id: int) -> dict[str, CastGap]:
         ids = spread(min(len(windows), MAX_WINDOWS), len(windows))
         found: dict[str, list[Tensor]] = {name: [] for name in (*self._models, FLOOR)}
         for chunk in np.array_split(ids, range(BATCH, len(ids), BATCH)):
@@ -100,8 +108,13 @@ class _Models:
                 found[name].append(_window_differences(reference, own, batch["labels"]))
         differences = {name: torch.cat(parts) for name, parts in found.items()}
         floor = float(differences.pop(FLOOR)[:, 1].mean())
+        documents = windows.documents(ids, eos_id).tolist()
         tokens, arithmetic = len(ids) * windows.seq_len, NAMES[self._precision]
-        gaps = {name: _gap(values, tokens) for name, values in differences.items()}
+        self.windows = {"ids": ids.tolist(), "documents": documents} | {
+            name: {"gap": values[:, 0].tolist(), "kl": values[:, 1].tolist()}
+            for name, values in differences.items()
+        }
+        gaps = {name: _gap(values, documents, tokens) for name, values in differences.items()}
         return {n: replace(g, kl_floor=floor, arithmetic=arithmetic) for n, g in gaps.items()}
 
     def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -125,12 +138,15 @@ def _window_differences(reference: Tensor, own: Tensor, labels: Tensor) -> Tenso
     return torch.stack(rows)
 
 
-def _gap(windows: Tensor, tokens: int) -> CastGap:
+def _gap(windows: Tensor, documents: list[int], tokens: int) -> CastGap:
     """From rows of [loss difference, KL]."""
-    count = len(windows)
-    gap, kl = windows.mean(0).tolist()
-    errors = (windows.std(0) / count**0.5).tolist() if count > 1 else [None, None]
-    return CastGap(gap, errors[0], count, tokens, kl, errors[1])
+    gap, kl = (window_mean(column, documents) for column in windows.T.numpy())
+    found, error = gap.estimate, kl.estimate.standard_error
+    assert found.mean is not None
+    return CastGap(
+        found.mean, found.standard_error, len(windows), tokens, kl.estimate.mean, error,
+        low=found.low, high=found.high, units=gap.by,
+    )  # fmt: skip
 
 
 def _validation_windows(config: dict[str, Any]) -> Windows:

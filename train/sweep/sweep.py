@@ -3,17 +3,18 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from train.compare.gaps import compare_pair
+from train.compare.stopping import Stopping, write_stopping
 from train.runs.casts import read_cast_gaps, write_cast_gaps
 from train.runs.record import has_record, read_record, run_status
 from train.runs.run import Run, read_run
 from train.sweep.processes import Launcher, fit_command
 from train.sweep.request import PlannedRun, SweepRequest, read_request
 from train.sweep.status import status_table
-from train.sweep.target import report_target
+from train.sweep.target import FIRST_STAGE, check_target, second_stage
 
 ENDED = ("finished", "diverged")  # a rerun changes neither
 
@@ -47,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     branches.add_argument("--branches", type=int, metavar="B", help="of each checkpoint, at most")
     parser.add_argument(
         "--target-se", type=float, metavar="X",
-        help="stop when every recipe's mean gap has this standard error; print what that takes",
+        help="run as many seeds (branches) as this standard error of every mean gap takes, as"
+        f" told by the first {FIRST_STAGE}; at most those planned",
     )  # fmt: skip
     parser.add_argument("arguments", nargs="*", help="after --: further arguments of `lowbit fit`")
 
@@ -87,13 +89,11 @@ def _become(request: SweepRequest, plan: list[PlannedRun], task: int) -> int:
 def _run_all(request: SweepRequest, plan: list[PlannedRun], args: argparse.Namespace) -> int:
     launcher = Launcher(request.config, args.jobs)
     failed: dict[Path, str] = {}
-    for group in _groups(plan, args.target_se):
+    for group in _stages(request, plan, args.target_se):
         failed |= launcher.run([p for p in group if not _has_ended(p.folder)])
         failed |= _mispaired(plan)
         if launcher.stopped:
             return 128 + launcher.stopped
-        if args.target_se is not None and _reached(plan, args.target_se):
-            break
     _evaluate_casts(plan, failed)
     for folder, reason in failed.items():
         print(f"lowbit: failed: {folder} ({reason})", file=sys.stderr)
@@ -109,12 +109,21 @@ def _has_ended(folder: Path) -> bool:
     return True
 
 
-def _groups(plan: list[PlannedRun], target: float | None) -> list[list[PlannedRun]]:
-    """All runs at once; seed by seed where the sweep may end before the last one."""
+def _stages(
+    request: SweepRequest, plan: list[PlannedRun], target: float | None
+) -> Iterator[list[PlannedRun]]:
+    """All runs at once; with a target, those of the first seeds and then as many as it takes."""
     if target is None:
-        return [plan]
-    seeds = dict.fromkeys(planned.seed for planned in plan)
-    return [[planned for planned in plan if planned.seed == seed] for seed in seeds]
+        yield plan
+        return
+    check_target(target)
+    seeds = list(dict.fromkeys(planned.seed for planned in plan))
+    first = seeds[:FIRST_STAGE]
+    write_stopping(request.out, Stopping(target, tuple(first)))
+    yield [planned for planned in plan if planned.seed in first]
+    gaps = {name: [values] for name, values in _gaps(plan, first).items()}
+    more = seeds[len(first) : second_stage(gaps, target, len(seeds), "seeds")]
+    yield [planned for planned in plan if planned.seed in more]
 
 
 def _mispaired(plan: Sequence[PlannedRun]) -> dict[Path, str]:
@@ -133,16 +142,14 @@ def _mispaired(plan: Sequence[PlannedRun]) -> dict[Path, str]:
     return found
 
 
-def _reached(plan: list[PlannedRun], target: float) -> bool:
-    """Whether the mean gap over the seeds so far is known well enough; says what it would take."""
-
+def _gaps(plan: list[PlannedRun], seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Of every recipe to the first, by its label."""
     groups: dict[str, dict[int, Run]] = {}
     for planned in plan:
-        if run_status(planned.folder) in ENDED:
+        if planned.seed in seeds and run_status(planned.folder) in ENDED:
             groups.setdefault(planned.variant.label, {})[planned.seed] = read_run(planned.folder)
     first = groups.pop(plan[0].variant.label, {})
-    gaps = {name: compare_pair(first, group).gaps or [] for name, group in groups.items() if first}
-    return report_target({name: [values] for name, values in gaps.items()}, target, "seeds")
+    return {name: compare_pair(first, group).gaps or [] for name, group in groups.items() if first}
 
 
 def _evaluate_casts(plan: list[PlannedRun], failed: dict[Path, str]) -> None:
