@@ -41,6 +41,7 @@ class Chunk:
     end: Position = Position()
 
     def append(self, piece: Piece) -> None:
+        """The next document."""
         self.pieces.append(piece)
         self.characters += len(piece.text)
 

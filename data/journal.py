@@ -41,10 +41,12 @@ class Journal:
         return cls(**record | {"position": position, "splits": splits})
 
     def save(self, folder: Path) -> None:
+        """Durable when it returns."""
         write_durably(folder / _FILE, json.dumps(asdict(self)))
 
     @staticmethod
     def remove(folder: Path) -> None:
+        """The preparation is done."""
         for path in folder.glob(f"{_FILE}*"):  # and what a kill left of its writing
             path.unlink()
 

@@ -175,16 +175,20 @@ class TokenDataModule(LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
+        """Of the data, as its manifest says."""
         return self.manifest.fingerprint
 
     @property
     def vocab_size(self) -> int:
+        """Of the tokenizer."""
         return self.manifest.vocab_size
 
     def prepare_data(self) -> None:
+        """Verify the files, once a machine."""
         verify(self.path, self.manifest)  # one process per machine; the others find its result
 
     def setup(self, stage: str | None = None) -> None:
+        """Verify and open the shards; ValueError for too little data."""
         verify(self.path, self.manifest)
         self._train = self._windows("train")
         self._val = self._windows("val")
@@ -205,6 +209,7 @@ class TokenDataModule(LightningDataModule):
         return self._val.documents(ids, self.manifest.eos_id)
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        """From the trainer's step on, without end."""
         order = BatchOrder(
             len(self._train), self.global_batch_size, self.seed, self.manifest.fingerprint
         )
@@ -212,6 +217,7 @@ class TokenDataModule(LightningDataModule):
         return self._loader(batches, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """The chosen windows, padded to whole batches over the ranks."""
         num_windows = len(self._val) if self.val_windows is None else self.val_windows
         is_first = self.val_choice == "first"
         ids = np.arange(num_windows) if is_first else spread(num_windows, len(self._val))

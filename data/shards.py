@@ -65,6 +65,7 @@ class Manifest:
         )
 
     def split(self, name: SplitName) -> Split:
+        """The split of this name."""
         return self.train if name == "train" else self.val
 
     def summary(self) -> str:
@@ -79,6 +80,7 @@ class Manifest:
         )
 
     def save(self, folder: Path) -> None:
+        """Durable when it returns."""
         record = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self.fingerprint,

@@ -44,6 +44,7 @@ class ListSource:
             yield iter([self._documents[index]])
 
     def state(self) -> int:
+        """What goes on from here: plain data."""
         return self._next
 
 
@@ -66,6 +67,7 @@ class TextSource:
                     yield document
 
     def state(self) -> list[int]:
+        """What goes on from here: plain data."""
         return list(self._state)
 
     def _split(self, path: Path) -> Iterator[Iterator[str]]:
@@ -139,6 +141,7 @@ class TableSource:
             raise ValueError(f"{self._name} cannot be read: {reason}") from error
 
     def state(self) -> list[Any]:
+        """What goes on from here: plain data."""
         return self._state
 
     def _texts(self, rows: Any) -> list[str]:

@@ -23,6 +23,7 @@ class Vocabulary:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """That of the tokenizers library."""
         tokenizer = Tokenizer.from_str(self.json)
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -32,14 +33,17 @@ class Vocabulary:
 
     @cached_property
     def size(self) -> int:
+        """Number of ids."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def sha256(self) -> str:
+        """Of the tokenizer's file."""
         return hashlib.sha256(self.json.encode()).hexdigest()
 
     @property
     def dtype(self) -> str:
+        """The smallest that holds every id."""
         return "uint16" if self.size <= 2**16 else "uint32"
 
     @cached_property
@@ -63,6 +67,7 @@ class Vocabulary:
                 yield np.array(encoding.ids, dtype=dtype)
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
 

@@ -22,10 +22,12 @@ class SplitProgress:
 
     @property
     def tokens(self) -> int:
+        """In all shards."""
         return sum(shard.tokens for shard in self.shards) + self.open_tokens
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "SplitProgress":
+        """Where the journal says it stood."""
         shards = [Shard(**shard) for shard in record["shards"]]
         return cls(record["documents"], shards, record["open_tokens"])
 

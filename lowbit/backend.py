@@ -78,6 +78,7 @@ class Emulate:
     name = "emulate"
 
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
+        """Of one GEMM: `x` in `format`, in blocks along `dim`."""
         if format is None:
             return Operand(x)
         if (done := kernels.operand(x, format, dim, key)) is not None:
@@ -87,18 +88,22 @@ class Emulate:
         return Operand(values.bfloat16() if lossless.dtype is torch.bfloat16 else values, scale)
 
     def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
+        """Both operands made of one tensor: blocks along its rows, and along its columns."""
         if (done := kernels.operands(x, across, down)) is not None:
             return Operand(*done[0]), Operand(*done[1])
         return self.operand(x, across[0], 1, across[1]), self.operand(x, down[0], 0, down[1])
 
     def stored(self, x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> QuantizedTensor:
+        """The codes of an operand, to be kept for later."""
         return quantize(x, format, dim, key=key)
 
     def restored(self, stored: QuantizedTensor, dtype: torch.dtype) -> Operand:
+        """The operand that `stored` holds."""
         exact = dtype is torch.bfloat16 and stored.format.fits_bf16
         return Operand(stored.values().to(dtype if exact else torch.float32), stored.tensor_scale)
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The product of two operands, in `dtype`."""
         common = torch.promote_types(a.values.dtype, b.values.dtype)
         left, right = a.values.to(common), b.values.to(common)
         scales = [operand.scale for operand in (a, b) if operand.scale is not None]

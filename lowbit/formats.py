@@ -16,6 +16,7 @@ class ScaleFormat(Enum):
 
     @property
     def bits(self) -> int:
+        """Of one code."""
         return {"bf16": 16, "fp32": 32}.get(self.value, 8)
 
     @property
@@ -65,10 +66,12 @@ class IntFormat:
 
     @property
     def max(self) -> int:
+        """The largest value."""
         return int(2 ** (self.bits - 1) - 1)
 
     @property
     def min(self) -> int:
+        """The smallest value."""
         return -self.max - (not self.symmetric)
 
     @property
@@ -105,14 +108,17 @@ class FloatFormat:
 
     @property
     def bits(self) -> int:
+        """Of one code."""
         return 1 + self.exponent_bits + self.mantissa_bits
 
     @property
     def min(self) -> float:
+        """The smallest value."""
         return -self.max
 
     @property
     def bias(self) -> int:
+        """Of the exponent field."""
         return int(2 ** (self.exponent_bits - 1) - 1)
 
     @property

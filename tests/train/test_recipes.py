@@ -20,7 +20,7 @@ from lowbit.backend import Emulate
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
 from train.cli import main
 from train.config.policies import read_policy
-from train.model.recipe_table import compact, describe
+from train.model.recipe_table import compact
 
 Fit = Callable[..., int]
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -236,4 +236,3 @@ def test_the_resolved_table_is_printed_once(
 def test_names_are_grouped_by_block_and_parent() -> None:
     names = [f"h.{i}.{n}" for i in (0, 1, 2, 5) for n in ("a.x", "a.y")] + ["head", "h.7.b"]
     assert compact(names) == ["h.0-2,5.a.{x,y}", "head", "h.7.b"]
-    assert describe.__doc__

@@ -21,6 +21,7 @@ UNBIASEDNESS = "1/B test: |mean of B gradients - g|² / |g|², mean over layers,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument("model", metavar="MODEL", help=HELP)
     parser.add_argument(
         "--formats", nargs="+", default=list(BLOCK_SCALED), metavar="FORMAT",
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Look at every operand; print and write what was found."""
     for rotation in args.rotations:
         if rotation not in ("none", "block", *map(str, SIZES)):
             raise ValueError(f"--rotations {rotation}: none, block or one of {SIZES}")
@@ -110,6 +112,7 @@ def summaries(found: Findings) -> dict[str, Rows]:
 
 
 def crest_table(rows: Rows) -> Rows:
+    """Quartiles of the crest factors, by rotation and block size."""
     table = []
     for rotation in _distinct(rows, "rotation"):
         for block in CREST_BLOCKS:
@@ -122,6 +125,7 @@ def crest_table(rows: Rows) -> Rows:
 
 
 def win_table(rows: Rows) -> Rows:
+    """By pair of formats: how often the integer one has the higher QSNR."""
     table = []
     for rotation in _distinct(rows, "rotation"):
         for pair in PAIRS:

@@ -31,6 +31,7 @@ BASELINE = "bf16"  # the recipe's name: all operands as the baseline has them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument("model", metavar="MODEL", help=HELP)
     parser.add_argument(
         "--formats", nargs="+", required=True, metavar="FORMAT",
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Cast the model into each format; print and write what it loses."""
     if args.tasks:
         check_installed()
     elif args.fewshot is not None:

@@ -86,11 +86,13 @@ class Observer:
             self._handles.append(layer.register_full_backward_hook(self._on_grad(name)))
 
     def look_at_weights(self) -> None:
+        """Both operands that are made of each weight."""
         for name, layer in self.layers.items():
             self._record(name, "fprop_weight", look_at(layer.weight, 1, self.look))
             self._record(name, "dgrad_weight", look_at(layer.weight, 0, self.look))
 
     def remove(self) -> None:
+        """Leave the layers as they were."""
         for handle in self._handles:
             handle.remove()
 

@@ -28,6 +28,7 @@ CRESTS = [1 + i / 50 for i in range(451)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument(
         "--formats", nargs="+", default=list(NAMED), metavar="FORMAT", help="default: all named"
     )
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the crossovers and the measured QSNR; draw the curves."""
     if not 1 <= args.rho <= 2:
         raise ValueError(f"--rho {args.rho} is not in 1 .. 2")
     if args.samples < 4096 or args.samples % 1024:

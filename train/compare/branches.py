@@ -33,6 +33,7 @@ class BranchSet:
     first_stage: int | None = None  # branches of each checkpoint that told how many there would be
 
     def has(self, checkpoint: int, branch: int) -> bool:
+        """Whether this branch of this checkpoint is done."""
         return any((u["checkpoint"], u["branch"]) == (checkpoint, branch) for u in self.units)
 
     def with_unit(self, unit: dict[str, Any]) -> "BranchSet":
@@ -77,6 +78,7 @@ class BranchSet:
 
     @property
     def scope(self) -> str:
+        """What the gaps hold for, in words."""
         steps = ", ".join(f"{c['step']} of {c['max_steps']}" for c in self.checkpoints)
         windows = max((unit["validation_windows"] for unit in self.units), default=0)
         return (
@@ -142,6 +144,7 @@ class BranchSet:
 
     @property
     def seconds(self) -> float:
+        """Of all units, added up."""
         return float(sum(unit["seconds"] for unit in self.units))
 
     def lines(self) -> list[str]:

@@ -39,6 +39,7 @@ CAST = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.description = (
         "Compare runs with the first. Exit codes: 0 done, 1 over --max-gap or not equal (all is"
         " written all the same), 2 refused: not a pair, not readable, nothing written."
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Compare the runs; 1 where a bound is exceeded."""
     branches = [found for path in args.runs for found in find_branches(path)]
     folders = [path for path in args.runs if read_branches(path) is None]
     if not folders:

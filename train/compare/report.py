@@ -26,6 +26,7 @@ DRAWN = (
 
 
 def write_report(result: dict[str, Any], runs: list[Run], out: Path) -> None:
+    """compare.json, pictures and page, into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     document = result | {"notes": [*result["notes"], DRAWN]} | _details(runs, result)
     text = json.dumps(document, indent=1, allow_nan=False)

@@ -13,6 +13,7 @@ COLUMNS = (
 
 
 def terminal(result: dict[str, Any]) -> str:
+    """The whole report as text."""
     against = [pair for pair in result["pairs"] if pair["a"] == result["baseline"]]
     rest = [pair for pair in result["pairs"] if pair not in against and pair["low"] is not None]
     about = (
@@ -79,6 +80,7 @@ def _floor(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def sentence(pair: dict[str, Any]) -> str:
+    """What is known of a pair."""
     text: str = f"{pair['b']} against {pair['a']}: "
     if pair["mean"] is not None:
         text += f"gap {pair['mean']:+.5f} after {pair['tokens']:,} tokens"

@@ -28,6 +28,7 @@ class FullySharded(ModelParallelStrategy):
     """
 
     def setup_environment(self) -> None:
+        """With the mesh of data parallelism alone."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
@@ -56,18 +57,22 @@ class FullySharded(ModelParallelStrategy):
     # Names and nesting of the state are those without shards; see checkpoints/sharded.py.
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Shards under the names of whole tensors."""
         assert self.lightning_module is not None
         return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Shards, as the optimizer holds them."""
         return Strategy.optimizer_state(self, optimizer)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
+        """All ranks call it."""
         save_sharded(checkpoint, Path(filepath))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: Any = None) -> dict[str, Any]:
+        """All ranks call it."""
         assert self.lightning_module is not None
         return load_sharded(
             Path(checkpoint_path), self.lightning_module.state_dict(), self.optimizers
@@ -75,12 +80,15 @@ class FullySharded(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
+        """Lightning is to restore the optimizer too."""
         return True
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Into the shards."""
         Strategy.load_model_state_dict(self, checkpoint, strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Into the shards."""
         Strategy.load_optimizer_state_dict(self, checkpoint)
 
 

@@ -53,6 +53,7 @@ class CodeUse(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Tensor], batch_idx: int
     ) -> None:
+        """Count in this micro-batch, if it is its turn."""
         assert isinstance(module, PretrainModule)
         self._counting = None
         first = batch_idx % trainer.accumulate_grad_batches == 0
@@ -70,6 +71,7 @@ class CodeUse(Callback):
         batch: Mapping[str, Tensor],
         batch_idx: int,
     ) -> None:
+        """Log the shares."""
         assert isinstance(module, PretrainModule)
         if self._counting is None:
             return

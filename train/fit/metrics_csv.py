@@ -30,10 +30,12 @@ class MetricsCsv(Logger):
 
     @property
     def name(self) -> str:
+        """Lightning's word for the kind of logger."""
         return "metrics"
 
     @property
     def version(self) -> str:
+        """Empty: a run folder holds one run."""
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -83,6 +85,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
+        """Write the last row and close the file."""
         self.flush()
         if self._file is not None:
             self._file.close()

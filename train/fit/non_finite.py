@@ -25,6 +25,7 @@ class NonFiniteReport(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Tensor], batch_idx: int
     ) -> None:
+        """Remember the micro-batches of the step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._batches = []
         self._batches.append(batch)
@@ -32,6 +33,7 @@ class NonFiniteReport(Callback):
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
+        """Leave the diagnosis."""
         if not isinstance(exception, NonFiniteError):
             return
         assert isinstance(module, PretrainModule)

@@ -13,6 +13,7 @@ class Progress(Callback):
     """
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Where the run stands."""
         self._bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
@@ -24,6 +25,7 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Once an optimizer step."""
         if trainer.global_step > self._bar.n:
             values = trainer.progress_bar_metrics
             self._bar.set_postfix(
@@ -32,10 +34,12 @@ class Progress(Callback):
             self._bar.update()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Close the bar."""
         self._bar.close()
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
+        """Close the bar."""
         if hasattr(self, "_bar"):
             self._bar.close()

@@ -24,6 +24,7 @@ class RunRecord(Callback):
         self._command = command
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Before the first step, or when a run goes on."""
         assert isinstance(module, PretrainModule)
         if not trainer.is_global_zero:
             return
@@ -38,6 +39,7 @@ class RunRecord(Callback):
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
+        """How the run ended, unless it was asked to stop."""
         if isinstance(exception, Preempted):
             return  # still running: the next start goes on
         if trainer.is_global_zero and has_record(self._folder):

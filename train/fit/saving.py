@@ -58,6 +58,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """At an optimizer step's end, unless it validates."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         validates = _validation_follows(trainer)
@@ -67,10 +68,12 @@ class Checkpoints(Callback):
         self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """A stop does not wait for the rest of the validation."""
         if self._before_validation is not None:  # it is, at a step's end alone
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Of a step that validates."""
         if self._before_validation is None:
             return  # between two micro-batches there is nothing whole to save
         self._before_validation = None
@@ -79,6 +82,7 @@ class Checkpoints(Callback):
         self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """The last step."""
         self.save(trainer)
 
     def _due(self, trainer: Trainer) -> bool:
@@ -143,11 +147,13 @@ class Checkpoints(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Keep what `on_train_start` restores."""
         saved = checkpoint["origin"]
         _rescale(checkpoint["loops"]["fit_loop"], saved, trainer.accumulate_grad_batches)
         self._restored = {"rng": checkpoint["rng"], "origin": saved}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Restore the generators and say what was restored."""
         if self._restored is None:
             return
         generators, origin = self._restored["rng"], self._restored["origin"]

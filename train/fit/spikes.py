@@ -21,6 +21,7 @@ class SpikeReport(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Once an optimizer step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         assert isinstance(module, PretrainModule)
@@ -35,7 +36,9 @@ class SpikeReport(Callback):
         self._losses.append(loss)
 
     def state_dict(self) -> dict[str, Any]:
+        """The losses so far: a resumed run has the same mean."""
         return {"losses": list(self._losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
         self._losses.extend(state_dict["losses"])

@@ -19,6 +19,7 @@ class StepMetrics(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Tensor], batch_idx: int
     ) -> None:
+        """The step's time begins with its first micro-batch."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._began = time.perf_counter()
 
@@ -30,6 +31,7 @@ class StepMetrics(Callback):
         batch: Mapping[str, Tensor],
         batch_idx: int,
     ) -> None:
+        """Once an optimizer step."""
         assert isinstance(module, PretrainModule)
         accumulation = trainer.accumulate_grad_batches
         if (batch_idx + 1) % accumulation:

@@ -44,10 +44,12 @@ class StepTimes(Profiler):
         self._seconds: dict[str, float] = defaultdict(float)
 
     def start(self, action_name: str) -> None:
+        """A phase begins inside the one before."""
         if self.on and (phase := PHASES.get(action_name.rpartition(".")[2])):
             self._began.append((phase, _now()))
 
     def stop(self, action_name: str) -> None:
+        """A phase ends; the one around it goes on."""
         phase = PHASES.get(action_name.rpartition(".")[2])
         if not self._began or self._began[-1][0] != phase:
             return
@@ -90,6 +92,7 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """The step's time begins with its first micro-batch."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             if self._steps % PROFILE_EVERY == 1 and self._profiles(trainer):
                 self._profile = CommunicationProfile(module.device)
@@ -107,6 +110,7 @@ class Throughput(Callback):
         batch: Mapping[str, Tensor],
         batch_idx: int,
     ) -> None:
+        """Once an optimizer step, if it was looked at."""
         assert isinstance(module, PretrainModule)
         accumulation, times = trainer.accumulate_grad_batches, trainer.profiler  # type: ignore[attr-defined]
         if (batch_idx + 1) % accumulation or not isinstance(times, StepTimes):
@@ -142,6 +146,7 @@ class Throughput(Callback):
                 logger.log_metrics(named, step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """The medians, into run.json."""
         if trainer.is_global_zero and self._found:
             medians = {name: statistics.median(values) for name, values in self._found.items()}
             steps = len(self._found["tokens_per_second"])

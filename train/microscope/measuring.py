@@ -33,6 +33,7 @@ class Measured:
         )
 
     def numbers(self) -> list[float]:
+        """For a sum over ranks."""
         return [*vars(self.error).values(), self.crest, self.blocks]
 
     @classmethod

@@ -72,6 +72,7 @@ class Diagnostics:
 
     @property
     def chosen_operands(self) -> tuple[str, ...]:
+        """In the order of OPERANDS."""
         chosen = (o for o in OPERANDS if any(fnmatchcase(o, glob) for glob in self.operands))
         return tuple(chosen)
 
@@ -106,6 +107,7 @@ class Microscope(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Hook the layers for a step that is looked at."""
         if not self.plan.wants(trainer.global_step + 1):
             return
         if self._probe is None:

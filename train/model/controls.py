@@ -48,6 +48,7 @@ class SignedError(Emulate):
     name = "signed_error"
 
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
+        """`x` plus its error with a random sign."""
         if format is None:
             return Operand(x)
         assert key is not None  # `with_keys` saw to it
@@ -57,6 +58,7 @@ class SignedError(Emulate):
         return Operand(x + sign * error)
 
     def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
+        """Both, each with signs of its own."""
         return self.operand(x, across[0], 1, across[1]), self.operand(x, down[0], 0, down[1])
 
 

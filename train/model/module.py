@@ -141,6 +141,7 @@ class PretrainModule(LightningModule):
     # --- training -------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """A step's loss begins at zero with its first micro-batch."""
         state = self.state
         if batch_idx % state.accumulate == 0:
             self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -155,9 +156,11 @@ class PretrainModule(LightningModule):
         self.randomness.set(step, batch["first_sample"] * batch["input_ids"].shape[1])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Which step's weights are validated."""
         self._loaded_step = checkpoint["global_step"]  # the trainer's stays 0 when it validates
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """The micro-batch's mean loss, which adds to that of the step."""
         loss = self.mean_loss(batch)
         self.loss_sum += loss.detach().double()
         return loss
@@ -170,6 +173,7 @@ class PretrainModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
+        """All micro-batches are done: the step's loss and norm are known, checked, and used."""
         parameters, state = list(self.model.parameters()), self.state
         norm = total_norm(parameters)
         self.grad_norm = float(norm)
@@ -207,6 +211,7 @@ class PretrainModule(LightningModule):
         return losses
 
     def on_validation_epoch_end(self) -> None:
+        """The results, to every logger."""
         self.reuse.forget()
         loss = float(self.val_loss.compute())
         self.val_loss.reset()
@@ -224,6 +229,7 @@ class PretrainModule(LightningModule):
         return lr_factor(self.optimization, step, self.state.max_steps)
 
     def configure_optimizers(self) -> Any:
+        """AdamW, and its learning rate as a function of the step."""
         optimizer = adamw(self.model, self.optimization)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

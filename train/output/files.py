@@ -13,6 +13,7 @@ from train.output.tables import Row, cell
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """With the keys of the first row as its head."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -31,6 +31,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """All of it, bytes."""
         return self.weights + self.gradients + self.optimizer + self.work
 
 
@@ -47,6 +48,7 @@ class Launch:
 
     @classmethod
     def read(cls, data: Any, trainer: Any) -> "Launch":
+        """From the configuration's sections; ValueError for what does not divide."""
         strategy, batch = trainer["strategy"], data["global_batch_size"]
         if strategy not in STRATEGIES:
             raise ValueError(f"trainer.strategy={strategy}: expected one of {STRATEGIES}")
@@ -69,6 +71,7 @@ class Launch:
 
     @property
     def tokens_per_step(self) -> int:
+        """Over all devices and micro-batches."""
         return self.ranks * self.accumulate * self.micro_batch * self.seq_len
 
 

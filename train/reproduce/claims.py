@@ -31,6 +31,7 @@ class Claim:
         assert self.agrees or self.why, self
 
     def row(self) -> dict[str, str]:
+        """Plain data, for tables."""
         verdict = "agrees" if self.agrees else "differs"
         return {
             "part": self.part, "what": self.what, "published": self.published,
@@ -47,6 +48,7 @@ TABLE_1 = {
 
 
 def formats() -> Iterator[Claim]:
+    """What the formats can hold."""
     for name, published in TABLE_1.items():
         element = block_format(name).element
         found = element.max, element.smallest, element.max / element.smallest
@@ -59,6 +61,7 @@ def formats() -> Iterator[Claim]:
 
 
 def crossovers() -> Iterator[Claim]:
+    """Where integers overtake floats, by theory."""
     for pair in PAIRS:
         ours, theirs = map(block_format, pair)
         study, exact = (crossover(ours, theirs, rules) for rules in (STUDY, EXACT))
@@ -127,6 +130,7 @@ ORACLE_FORMATS = (
 
 
 def qsnr(count: int) -> Iterator[Claim]:
+    """Measured on random numbers."""
     for data, expected in ORACLE.items():
         x = samples(data, count, seed=0)
         found = [float(qsnr_db(x, fake_quantize(x, name))) for name in ORACLE_FORMATS]
@@ -160,6 +164,7 @@ def cells(name: str) -> float:
 
 
 def energy_and_area() -> Iterator[Claim]:
+    """The study's ratios against those of counted cells."""
     found = {name: cells(name) / cells("mxfp8") for name in EXPONENT_MANTISSA}
     for what, published in PUBLISHED_COST.items():
         order = sorted(published, key=published.__getitem__)

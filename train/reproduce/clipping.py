@@ -42,6 +42,7 @@ BATCH, SEQ_LEN, LAST = 8, 64, 10  # sequences, their length, steps averaged at t
 
 
 def clipping_claims(size: Size) -> Iterator[Claim]:
+    """By training both variants."""
     for block in size.blocks:
         gaps = [
             _final_loss(size, block, False, seed) - _final_loss(size, block, True, seed)

@@ -24,6 +24,7 @@ STUDY = "INT v.s. FP (arXiv 2510.25602)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.add_argument("--fast", action="store_true", help="smaller samples, texts, trainings")
     parser.add_argument(
         "--model", default="smollm2", help="of the QSNR and KL parts (default: %(default)s)"
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Measure every claim; print and write where it differs."""
     from train.reproduce.claims_model import kl_claims, qsnr_claims
     from train.reproduce.clipping import FAST, FULL, clipping_claims
     from train.reproduce.nvint8 import study

@@ -23,6 +23,7 @@ class RunLock:
 
     @property
     def held(self) -> bool:
+        """By this process."""
         return self._file is not None
 
     def acquire(self) -> None:

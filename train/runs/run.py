@@ -25,6 +25,8 @@ def ema(values: Iterable[float], smoothing: float = SMOOTHING) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Run:
+    """One run folder."""
+
     path: Path
     info: dict[str, Any]  # run.json
     metrics: dict[str, Array]  # one value per optimizer step; EMPTY where the cell was
@@ -32,10 +34,12 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Of its weights and batches."""
         return int(self.info["seed"])
 
     @property
     def recipe(self) -> str:
+        """Its name."""
         return str(self.info["recipe"])
 
     @property
@@ -53,6 +57,7 @@ class Run:
 
     @property
     def tokens(self) -> int:
+        """Seen so far."""
         seen = self.metrics["tokens_seen"]
         return int(seen[-1]) if len(seen) else 0
 
@@ -64,10 +69,12 @@ class Run:
 
     @cached_property
     def val_curve(self) -> Curve:
+        """Validation losses, where it validated."""
         return self._finite("val/loss")
 
     @property
     def tokens_per_second(self) -> float | None:
+        """Median over the steps; None without one."""
         speed = self._finite("tokens_per_second")[1]
         return float(np.median(speed)) if len(speed) else None
 

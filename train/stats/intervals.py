@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
+    """A mean and its bounds, at one point or at several."""
+
     mean: Array
     standard_error: Array
     low: Array

@@ -131,6 +131,7 @@ def _decoded(kind: int, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def read_gguf(path: Path) -> GGUF:
+    """The file's metadata and tensors."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     return GGUF(memoryview(np.memmap(path, mode="r")), str(path))  # type: ignore[arg-type]

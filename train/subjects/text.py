@@ -27,10 +27,12 @@ class Text:
 
     @property
     def inputs(self) -> Tensor:
+        """Token ids [windows, tokens]."""
         return self.tokens[:, :-1]
 
     @property
     def labels(self) -> Tensor:
+        """The next tokens [windows, tokens]."""
         return self.tokens[:, 1:]
 
 

@@ -25,6 +25,7 @@ class Variant:
 
     @property
     def label(self) -> str:
+        """The name of its run folders, less the seed."""
         return checked_name("-".join(filter(None, (self.recipe_name, self.override))))
 
 
@@ -39,6 +40,7 @@ class PlannedRun:
 
     @property
     def folder(self) -> Path:
+        """Its run folder."""
         return self.out / f"{self.variant.label}-s{self.seed}"
 
     def command(self, configs: tuple[Path, ...]) -> list[str]:
@@ -73,6 +75,7 @@ class SweepRequest:
 
     @property
     def recipe_names(self) -> list[str]:
+        """In their order, the baseline's first."""
         return [recipe_name(path) for path in self.recipes]
 
     def variants(self) -> list[Variant]:

@@ -20,6 +20,7 @@ ENDED = ("finished", "diverged")  # a rerun changes neither
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
     parser.description = (
         "Run recipes x overrides x seeds; what is done is skipped, what was stopped goes on."
         " Exit codes: 0 done, 1 a run failed, 2 refused, 3 a run diverged (both: 1),"

@@ -30,6 +30,7 @@ class BranchPoint:
 
     @classmethod
     def read(cls, path: Path) -> "BranchPoint":
+        """Verified; ValueError or FileNotFoundError for what is no checkpoint of a run."""
         if not path.is_dir():
             raise FileNotFoundError(f"--branch-from {path}: there is no such checkpoint folder")
         manifest = verify_checkpoint(path)
@@ -41,6 +42,7 @@ class BranchPoint:
 
     @property
     def max_steps(self) -> int:
+        """Of the run."""
         return int(self.config["trainer"]["max_steps"])
 
     def seed(self, branch: int) -> int:

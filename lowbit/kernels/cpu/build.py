@@ -42,6 +42,7 @@ class Level:
 
     @property
     def runs_here(self) -> bool:
+        """Whether this processor has what the library was built for."""
         return set(self.needs.split()) <= set(_processor().split())
 
 
