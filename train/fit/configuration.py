@@ -1,5 +1,6 @@
 """The command line and YAML of a run: LightningCLI, with formats by name and a run folder."""
 
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from data.durable import write_durably
 from data.module import TokenDataModule
 from train.checkpoints.folder import AtomicCheckpointIO, step_of
-from train.config import formats as formats  # by name, in YAML
+from train.config.layers import Layers
+from train.config.policies import check_name, read_policy
 from train.config.strict_yaml import load_yaml, use_strict_yaml
 from train.distributed.ranks import check_launch, on_first_rank
 from train.fit.clamping import CodeUse
@@ -67,7 +69,11 @@ class RunCLI(LightningCLI):
                 trainer_defaults=TRAINER_DEFAULTS,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
-                parser_kwargs={"prog": f"lowbit {verb}", "exit_on_error": False},
+                parser_kwargs={
+                    "prog": f"lowbit {verb}",
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                },
             )
         except BaseException:
             if hasattr(self, "lock"):
@@ -121,8 +127,14 @@ class RunCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """From `args` alone, whatever sys.argv holds."""
-        self.config = parser.parse_args(args)
+        """From `args` alone, whatever sys.argv holds; files and policies as `Layers` has them."""
+        layers = Layers.read(args)
+        self.config = parser.parse_args(layers.arguments())
+        if on_first_rank():
+            for line in layers.replaced:
+                print(f"lowbit: {line}", file=sys.stderr, flush=True)
+        model = self.plain_config()["model"]
+        check_name(read_policy(model["policy"]), model["control"])
 
     def instantiate_classes(self) -> None:
         """An architecture that transformers refuses is a user's error."""

@@ -3,14 +3,14 @@
 import re
 from pathlib import Path
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
 
 
 def checked_name(name: str) -> str:
     """A name that is one component of a path, and nothing else."""
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"the name {name!r} becomes a folder: 1 to 64 of the letters A-Z a-z 0-9 . _ -, "
+            f"the name {name!r} becomes a folder: 1 to 64 of the letters A-Z a-z 0-9 . _ + = -, "
             "the first a letter or digit"
         )
     return name

@@ -16,6 +16,8 @@ import torch
 from data.module import TokenDataModule
 from lowbit import Randomness
 from train.checkpoints.folder import load_state, step_of
+from train.config.layers import put, spelt_out
+from train.config.policies import check_name, read_policy
 from train.config.strict_yaml import load_yaml
 from train.model.controls import perturb
 from train.model.module import PretrainModule
@@ -40,14 +42,12 @@ def build_module(config: dict[str, Any], variant: Variant) -> PretrainModule:
     if set(own) != {"model"} or not set(own["model"]) <= {"policy", "control"}:
         raise ValueError(f"{variant.recipe}: a branch can take model.policy and model.control only")
     model = copy.deepcopy(config["model"]) | {"control": None, "init_from": None} | own["model"]
+    model["policy"] = spelt_out(model["policy"])
+    check_name(read_policy(model["policy"]), model["control"])
     for key, value in variant.changes.items():
-        section, *path, last = key.split(".")
-        if section != "model":
+        if not key.startswith("model."):
             raise ValueError(f"override {key}: a branch can change keys of model alone")
-        inner = model
-        for part in path:
-            inner = inner.setdefault(part, {})
-        inner[last] = value
+        put(model, key.removeprefix("model."), value)
     return read_module(model)
 
 

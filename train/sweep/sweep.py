@@ -164,13 +164,10 @@ def _evaluate_casts(plan: list[PlannedRun], failed: dict[Path, str]) -> None:
         baseline = group[0].folder
         done = [p for p in group if p.folder not in failed and run_status(p.folder) in ENDED]
         known = read_cast_gaps(baseline)
-        names = {p.variant.recipe_name for p in done if not _is_control(p)}
+        names = {
+            record["recipe"] for p in done if not (record := read_record(p.folder)).get("control")
+        }
         if group[0] in done and run_status(baseline) == "finished" and not {*known} >= names:
             print(f"{baseline}: evaluating its weights under every recipe", flush=True)
             found = cast_gaps(baseline, [p.folder for p in done])
             write_cast_gaps(baseline, known | found)
-
-
-def _is_control(planned: PlannedRun) -> bool:
-    """Its weights or its noise are its own: there is nothing to cast."""
-    return bool(read_record(planned.folder).get("control"))
