@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lowbit import kernels
+from lowbit import bf16, kernels
 from lowbit.definition.noise import Key
 from lowbit.formats import BlockFormat
 from lowbit.quantize import QuantizedTensor, quantize, quantize_values
@@ -44,6 +44,10 @@ class Operand:
         return cls(*tensors)
 
 
+class PlainOperand(Operand):
+    """Not quantized: two of them are multiplied by the calls that `nn.Linear` makes."""
+
+
 Wanted = tuple[BlockFormat, Key | None]
 
 
@@ -69,7 +73,7 @@ class Backend(Protocol):
 
 
 class Emulate:
-    """Operands hold quantized values in the compute dtype; the device's own GEMM multiplies them.
+    """Operands hold quantized values in the compute dtype; `lowbit.bf16` multiplies them.
 
     Nothing is lost in BF16 where code x scale fits its 8 significant bits (`fits_bf16`); other
     formats are multiplied in FP32. Tensor scales are applied to the finished product in FP32.
@@ -80,7 +84,7 @@ class Emulate:
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
         """Of one GEMM: `x` in `format`, in blocks along `dim`."""
         if format is None:
-            return Operand(x)
+            return PlainOperand(x)
         if (done := kernels.operand(x, format, dim, key)) is not None:
             return Operand(*done)
         lossless = x if format.fits_bf16 and x.dtype is torch.bfloat16 else x.float()
@@ -107,9 +111,11 @@ class Emulate:
         common = torch.promote_types(a.values.dtype, b.values.dtype)
         left, right = a.values.to(common), b.values.to(common)
         scales = [operand.scale for operand in (a, b) if operand.scale is not None]
-        if bias is not None and not scales:
-            return torch.addmm(bias.to(common), left, right).to(dtype)  # the call nn.Linear makes
-        product = left @ right
+        plain = isinstance(a, PlainOperand) and isinstance(b, PlainOperand)
+        multiply = bf16.torch_matmul if plain else bf16.matmul
+        if not scales:
+            return multiply(left, right, None if bias is None else bias.to(common)).to(dtype)
+        product = multiply(left, right)
         for scale in scales:
             product = product.float() * scale
         return (product if bias is None else product + bias).to(dtype)

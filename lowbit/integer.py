@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowbit import kernels
-from lowbit.backend import Emulate, Operand, Wanted
+from lowbit.backend import Emulate, Operand, PlainOperand, Wanted
 from lowbit.definition.noise import Key
 from lowbit.formats import Arithmetic, BlockFormat, IntFormat
 from lowbit.quantize import QuantizedTensor, quantize
@@ -103,7 +103,7 @@ class Integer:
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
         """Codes and scales of the matrix `x`; ValueError for a format without a product."""
         if format is None:
-            return Operand(x)
+            return PlainOperand(x)
         if not _takes(format) or x.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the integer backend has no {format} of {x.dtype}: {_TAKES}")
         codes, scales, above = kernels.codes(x, format, dim, key)

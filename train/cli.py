@@ -32,6 +32,8 @@ MODULES = {
     "theory": "train.analysis.theory",
     "reproduce": "train.reproduce.reproduce",
 }
+# they multiply nothing in this process; sweep enters lowbit.bf16.everywhere where it does
+WITHOUT_PRODUCTS = {"plan", "prepare", "sweep", "compare", "formats", "theory"}
 EXIT_CODES = (
     "exit codes: 0 done, 1 a bound of compare exceeded, 2 bad input, 3 not finite; "
     "130, 138, 143: stopped by SIGINT, SIGUSR1, SIGTERM with a checkpoint saved"
@@ -45,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:]
     if argv and argv[0] in _CONFIGURED:
         module = _CONFIGURED[argv[0]]
-        return _guarded(lambda: getattr(importlib.import_module(module), argv[0])(argv[1:]))
+        verb = argv[0]
+        return _guarded(verb, lambda: getattr(importlib.import_module(module), verb)(argv[1:]))
     parser = argparse.ArgumentParser(
         prog="lowbit",
         description="Pretrain Llama models in low-bit block formats, and compare with BF16.",
@@ -57,13 +60,16 @@ def main(argv: list[str] | None = None) -> int:
         if verb in MODULES and argv[:1] == [verb]:
             importlib.import_module(MODULES[verb]).add_arguments(subparser)
     args = parser.parse_args(argv)
-    return _guarded(lambda: importlib.import_module(MODULES[args.verb]).run(args))
+    return _guarded(args.verb, lambda: importlib.import_module(MODULES[args.verb]).run(args))
 
 
-def _guarded(verb: Callable[[], int]) -> int:
+def _guarded(verb: str, run: Callable[[], int]) -> int:
     """The verb's exit code; a user's error becomes one line on stderr and code 2."""
     try:
-        return verb()
+        if verb in WITHOUT_PRODUCTS:
+            return run()
+        with importlib.import_module("lowbit.bf16").everywhere():
+            return run()
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:

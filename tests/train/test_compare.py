@@ -122,6 +122,10 @@ MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "seq_len": ({"seq_len": 16}, "seq_len differs: 8 in .*, 16 in "),
     "data_seed": ({"seed": 7}, "data_seed differs: 0 in .*, 7 in "),
     "model": ({"model": {"hidden_size": 32}}, r"model\.hidden_size differs: 16 in .*, 32 in "),
+    "bf16_products": (
+        {"bf16_products": "fp32"},
+        'bf16_products differs: "native" in .*, "fp32" in ',
+    ),
     "max_steps": ({"max_steps": 4}, "max_steps differs: 3 in .*, 4 in "),
     "initial_weights": ({"initial_weights": "v"}, 'initial_weights differs: "w0" in .*, "v" in '),
     "tokens": ({}, "tokens differs: 96 in .*, 64 in "),

@@ -14,6 +14,7 @@ SHARED_BY_ALL: dict[str, Callable[[Run], Any]] = {
     "batch": lambda run: run.info["data"]["global_batch_size"],
     "seq_len": lambda run: run.info["data"]["seq_len"],
     "model": lambda run: {k: v for k, v in run.info["model"].items() if k not in NOT_THE_MODEL},
+    "bf16_products": lambda run: run.info.get("bf16_products", "native"),  # none in old runs
     "max_steps": lambda run: run.info["max_steps"],
     "tokens": lambda run: run.tokens,
 }

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lowbit import Keep
+from lowbit.bf16 import VARIABLE, Products, products
 from train.distributed.fsdp import COMPUTE_DTYPES, FullySharded
 
 _GONE = re.compile("Connection (closed|reset) by peer|timed out|Timed out|Broken pipe")
@@ -47,6 +48,21 @@ def check_launch(trainer: Trainer, keep: Keep) -> None:
                 f"the rendezvous port {port} cannot be used ({error.strerror}): set MASTER_PORT to "
                 "a free one"
             ) from None
+
+
+def products_of_all(device: str) -> Products:
+    """How all ranks multiply BF16 matrices; ValueError where they would differ."""
+    own: Products = products(device)
+    found: list[str] = [own]
+    if torch.distributed.is_initialized():
+        found *= torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, own)
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"ranks multiply BF16 matrices in different ways ({', '.join(found)}, by rank): set "
+            f"{VARIABLE} to one of them on all machines"
+        )
+    return own
 
 
 def is_lost_rank(error: RuntimeError) -> bool:

@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.utils.logging import disable_progress_bar
 
+from lowbit import bf16
 from lowbit.kernels.cpu.memory import keep_freed_memory
 from train.checkpoints.folder import read_manifest, step_of
 from train.distributed.fsdp import gathered
 from train.distributed.ranks import is_lost_rank
 from train.fit.configuration import RunCLI
-from train.fit.resume import check_origin, check_unchanged, set_later_aside
+from train.fit.resume import check_origin, check_products, check_unchanged, set_later_aside
 from train.fit.saving import recipe_of
 from train.fit.signals import Preempted, end_with_launcher, requeue
 from train.model.initial import empty_model
@@ -87,7 +88,9 @@ def _check_same_run(cli: RunCLI, point: Path) -> None:
     if saved.exists():
         check_unchanged(saved, cli.plain_config())
     now = {"recipe": recipe_of(cli.model), "data_fingerprint": cli.datamodule.fingerprint}
-    check_origin(point, read_manifest(point)["origin"], now)
+    origin = read_manifest(point)["origin"]
+    check_origin(point, origin, now)
+    check_products(point, origin, bf16.products(cli.trainer.strategy.root_device.type))
     if step_of(point) > cli.trainer.max_steps:
         raise ValueError(f"{point} is beyond trainer.max_steps={cli.trainer.max_steps}")
 

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from data.module import TokenDataModule
 from lowbit import kernels
+from train.distributed.ranks import products_of_all
 from train.fit.signals import Preempted
 from train.model.module import PretrainModule
 from train.model.recipe_table import phase_rows
@@ -26,10 +27,12 @@ class RunRecord(Callback):
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Before the first step, or when a run goes on."""
         assert isinstance(module, PretrainModule)
+        products = products_of_all(module.device.type)
         if not trainer.is_global_zero:
             return
         if trainer.ckpt_path is None or not has_record(self._folder):
-            write_record(self._folder, self._describe(trainer, module))
+            described = self._describe(trainer, module)
+            write_record(self._folder, described | {"bf16_products": products})
         else:
             phases = phase_rows(module.policy, trainer.max_steps)
             update_record(

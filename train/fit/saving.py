@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lowbit import bf16
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
 from train.fit.metrics_csv import MetricsCsv
 from train.fit.signals import Preempted, StopRequest
@@ -203,6 +204,7 @@ def run_origin(trainer: Trainer, module: Any) -> dict[str, Any]:
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
+        "bf16_products": bf16.products(module.device.type),
     }
 
 

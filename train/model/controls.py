@@ -17,7 +17,7 @@ from lowbit import (
     Rounding,
     fake_quantize,
 )
-from lowbit.backend import Wanted
+from lowbit.backend import PlainOperand, Wanted
 from lowbit.definition.noise import uniform
 from lowbit.recipe import OPERANDS
 
@@ -50,7 +50,7 @@ class SignedError(Emulate):
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
         """`x` plus its error with a random sign."""
         if format is None:
-            return Operand(x)
+            return PlainOperand(x)
         assert key is not None  # `with_keys` saw to it
         nearest = replace(format, rounding=Rounding.NEAREST)
         error = fake_quantize(x, nearest, dim) - x

@@ -11,8 +11,12 @@ import argparse
 import shlex
 from dataclasses import replace
 
-from train.compare.branches import BranchSet, check_distinct, read_branches
+import torch
+
+from lowbit import bf16
+from train.compare.branches import FILE, BranchSet, check_distinct, read_branches
 from train.config.strict_yaml import load_yaml
+from train.fit.resume import check_products
 from train.runs.provenance import code_origin, command_line
 from train.sweep.request import SweepRequest, read_request
 from train.sweep.target import FIRST_STAGE, check_target, second_stage
@@ -82,8 +86,10 @@ def _describe(points: list[BranchPoint], request: SweepRequest, horizon: int) ->
         for p in points
     ]
     check_distinct(checkpoints)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    origin = code_origin() | {"bf16_products": bf16.products(device.type)}
     command = shlex.join(command_line())
-    return BranchSet(variants[0].label, horizon, arms, checkpoints, code_origin(), [command])
+    return BranchSet(variants[0].label, horizon, arms, checkpoints, origin, [command])
 
 
 def _resume(request: SweepRequest, fresh: BranchSet) -> BranchSet:
@@ -97,4 +103,5 @@ def _resume(request: SweepRequest, fresh: BranchSet) -> BranchSet:
                 f"{request.out} holds other branches: {name} was {before}, now it is {now}; choose"
                 " another --out"
             )
+    check_products(request.out / FILE, done.origin, fresh.origin["bf16_products"])
     return replace(done, commands=[*dict.fromkeys([*done.commands, *fresh.commands])])

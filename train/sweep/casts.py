@@ -21,7 +21,7 @@ from transformers import LlamaConfig
 from data.module import IGNORED_LABEL, Windows, spread
 from data.shards import Manifest, TokenShards
 from data.verify import verify
-from lowbit import Randomness, convert_linears
+from lowbit import Randomness, bf16, convert_linears
 from train.checkpoints.folder import complete_checkpoints, load_state, step_of
 from train.config.policies import read_policy
 from train.model.controls import perturb
@@ -36,6 +36,7 @@ BATCH = 16
 FLOOR = "the baseline, its weights moved"
 
 
+@bf16.everywhere()
 def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
     """Validation loss of `baseline`'s final weights under each run's recipe, minus under its own.
 

@@ -72,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.task is not None:
         return _become(request, plan, args.task)
+    from lowbit.bf16 import products  # torch takes its time, which no --status should wait for
+
+    products()  # a typo in the environment is said before anything runs
     return _run_all(request, plan, args)
 
 

@@ -11,6 +11,7 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lowbit import bf16
 from train.checkpoints.folder import step_of, verify_checkpoint
 from train.model.module import PretrainModule
 from train.runs.record import read_config
@@ -87,6 +88,7 @@ class Unit:
     variants: tuple[Variant, ...]
     horizon: int
 
+    @bf16.everywhere()
     def run(self) -> dict[str, Any]:
         """What branches.json holds of it."""
         began, seed = time.perf_counter(), self.point.seed(self.branch)
