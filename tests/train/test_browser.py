@@ -182,7 +182,10 @@ def test_all_numbers_are_those_of_compare_json(page: Any, sweep: Path) -> None:
     equal("#runs", columns, found["runs"])
     columns = {"mean gap": "mean", "s.e.": "standard_error", "95 % interval": "low"}
     equal("#pairs", columns, found["pairs"])
-    equal("#branches table", columns | {"branches": "units"}, found["branches"][0]["rows"])
+    branches = found["branches"][0]
+    rows = branches["rows"] + branches["pairs"]
+    columns = {"mean gap": "mean", "s.e.": "standard_error", "branches": "units"}
+    equal("#branches table", columns | {"95 %: these checkpoints": "low"}, rows)
     along = [point for row in found["runs"] for point in (row["cast_gap"] or {}).get("along", [])]
     assert len(along) == 6
     equal("#along", {"tokens": "tokens_seen", "cast gap": "mean", "KL": "kl"}, along)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,71 @@ def test_compare_shows_branches_beside_full_runs(
 def test_branches_alone_are_refused(tmp_path: Path, branches: BranchSet) -> None:
     branches.write(tmp_path)
     assert main(["compare", str(tmp_path)]) == 2
+
+
+LOST: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "some branches of an arm": lambda unit: unit["branch"] == 2,
+    "all branches of one checkpoint": lambda unit: unit["checkpoint"] == 1,
+    "all branches of an arm": lambda unit: True,
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+@pytest.mark.parametrize("label", ["x", "bf16"])
+def test_diverged_branches_take_the_verdict_with_them(
+    tmp_path: Path, make_run: Make, branches: BranchSet, case: str, label: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Whichever of the two arms they are of; the comparison is written all the same."""
+    monkeypatch.setattr("train.compare.report.plot", lambda *_: None)
+    lost = [unit for unit in branches.units if LOST[case](unit)]
+    for unit in lost:
+        unit["losses"][label] = None
+    make_run(tmp_path / "bf16-s0", [3.0, 2.0], {2: 2.5})
+    make_run(tmp_path / "x-s0", [3.0, 2.0], {2: 2.5}, recipe="x")
+    branches.write(tmp_path / "branches-h5")
+    assert main(["compare", str(tmp_path), "--max-gap", "9"]) == 1
+    (found,) = json.loads((tmp_path / "compare" / "compare.json").read_text())["branches"]
+    row = found["rows"][0]
+    assert row["verdict"] == f"{len(lost)} of 6 diverged: no verdict"
+    assert len(row["lost"]) == len(lost) == row["diverged"]
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"Diverged: {label} from step" in out and "FAILED --max-gap 9.0: x, branches" in out
+
+
+@pytest.mark.parametrize("paths", [("c1", "c1"), ("c1", "copy/c1"), ("./c1", "c1")])
+def test_one_checkpoint_given_twice_is_refused(
+    tmp_path: Path, branches: BranchSet, paths: tuple[str, str]
+) -> None:
+    """As it is, copied, or by another spelling: by what is in it."""
+    for checkpoint, path in zip(branches.checkpoints, paths, strict=True):
+        checkpoint |= {"path": path, "digest": "same"}
+    branches.write(tmp_path)
+    with pytest.raises(ValueError, match="hold the same checkpoint"):
+        read_branches(tmp_path)
+
+
+def test_two_branches_of_a_checkpoint_are_too_few(branches: BranchSet) -> None:
+    few = replace(branches, units=[unit for unit in branches.units if unit["branch"] < 2])
+    x, _ = few.rows()
+    assert x["verdict"] == "2 branches of a checkpoint: no verdict" and x["low"] is not None
+
+
+def test_runs_are_the_units_of_checkpoints_like_these(branches: BranchSet) -> None:
+    """Six checkpoints of three runs: two of a run count once."""
+    points = [
+        {"path": f"r{i // 2}/checkpoints/s{i}", "step": i, "max_steps": 9, "digest": f"{i}"}
+        for i in range(6)
+    ]
+    rng = np.random.default_rng(0)
+    units = [
+        {"checkpoint": c, "branch": b, "seed": b, "validation_windows": 4, "seconds": 1.0,
+         "losses": {"bf16": 2.0, "x": 2.0 + rng.normal(), "p": 2.0}}
+        for c in range(6) for b in range(3)
+    ]  # fmt: skip
+    found = replace(branches, checkpoints=points, units=units)
+    x, _ = found.rows()
+    means = np.mean(np.reshape([np.mean(s) for s in found.gaps()["x"]], (3, 2)), axis=1)
+    like = x["like_these"]
+    assert like["freedom"] == pytest.approx(2) and like["units"] == 3
+    assert like["standard_error"] == pytest.approx(np.std(means, ddof=1) / 3**0.5)

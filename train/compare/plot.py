@@ -51,7 +51,7 @@ def plot(document: dict[str, Any], out: Path) -> None:
         _draw_branches(axes, branches, document["baseline"], styles)
     for axes in (top, bottom, *rest):
         axes.grid(color="#dddddd", linewidth=0.6)
-        axes.tick_params(labelsize=11)
+        axes.tick_params(axis="x" if axes in rest else "both", labelsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     save(figure, out / "compare")
 
@@ -70,10 +70,11 @@ def _draw_branches(
             axes.plot([row["mean"]], [-place], linestyle="none", **style)
     places = [-place for place in range(len(branches))]
     axes.set_yticks(places, _branch_names(branches))
+    axes.tick_params(axis="y", labelsize=9)
     axes.set_ylim(0.6 - len(branches), 0.6)
     axes.ticklabel_format(axis="x", style="plain")
     axes.locator_params(axis="x", nbins=5)
-    what = f"branches of H steps: mean gap to {baseline}, 95 % interval (nats per token)"
+    what = f"branches of H steps: mean gap to {baseline},\n95 % interval, these checkpoints"
     axes.set_xlabel(what, fontsize=12)
 
 
@@ -83,8 +84,9 @@ def _branch_names(branches: list[Any]) -> list[str]:
     twice = [horizon for horizon in sets.values() if list(sets.values()).count(horizon) > 1]
     return [
         f"{row['label']}, H = {found['horizon']}"
-        + (f", {Path(found['path']).name}" if found["horizon"] in twice else "")
+        + (f", {row['diverged']} diverged" if row["diverged"] else "")
         + (", no interval" if row["low"] is None else "")
+        + (f"\n{Path(found['path']).name}" if found["horizon"] in twice else "")
         for found, row in branches
     ]
 
@@ -147,4 +149,4 @@ def _caption(document: dict[str, Any]) -> str:
     if any(row["status"] == "diverged" for row in document["runs"]):
         text += " ×: diverged."
     none = dict.fromkeys(p["verdict"] for p in document["pairs"] if "no verdict" in p["verdict"])
-    return textwrap.fill(text + "".join(f" {v[0].upper()}{v[1:]}." for v in none), 95)
+    return textwrap.fill(text + "".join(f" {v[0].upper()}{v[1:]}." for v in none), 84)

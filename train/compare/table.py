@@ -30,12 +30,16 @@ def terminal(result: dict[str, Any]) -> str:
         "",
         *_behaviour(result),
         "",
-        *(sentence(pair) for pair in [*against, *rest]),
+        *(wrapped(sentence(pair)) for pair in [*against, *rest]),
         *([""] if result["pairs"] else []),
         *(line for found in result["branches"] for line in [*branch_lines(found), ""]),
-        *(textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in prose),
+        *(wrapped(text) for text in prose),
     ]
     return "\n".join(lines).rstrip()
+
+
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
 
 
 def _behaviour(result: dict[str, Any]) -> list[str]:
