@@ -20,7 +20,7 @@ import timing
 import torch
 from torch import Tensor, nn
 
-from lowbit import Emulate, QuantLinear, QuantRecipe, kernels
+from lowbit import Emulate, QuantLinear, QuantRecipe, bf16, kernels
 from lowbit.integer import Integer
 from lowbit.kernels.cpu.memory import keep_freed_memory
 
@@ -106,11 +106,12 @@ def main() -> None:
     grad = torch.randn(a.tokens, a.out_features).to(a.device, torch.bfloat16)
     rows = layers(base)
     times: dict[str, list[float]] = {name: [] for name in rows}
-    for i in range(-2, a.repeats):
-        for name, layer in rows.items():
-            own = seconds(name, layer, x, base.weight, grad)
-            if i >= 0:
-                times[name].append(own)
+    with bf16.everywhere():
+        for i in range(-2, a.repeats):
+            for name, layer in rows.items():
+                own = seconds(name, layer, x, base.weight, grad)
+                if i >= 0:
+                    times[name].append(own)
     print(timing.machine(a.device))
     print(f"{a.in_features} -> {a.out_features}, {a.tokens} tokens, forward + backward")
     for name, taken in times.items():

@@ -2,8 +2,12 @@
 
 Time: a step is forward, backward, clipping and AdamW of `lowbit fit`'s model in BF16 autocast. The
 recipes, of which one may name its backend (mxint8:integer), take turns; the ratio printed is the
-median over rounds of a step over that round's BF16 step. LOWBIT_KERNELS=off times the plain PyTorch
-definition.
+median over rounds of a step over that round's BF16 step. `fp32` among them is the BF16 step without
+autocast. LOWBIT_KERNELS=off times the plain PyTorch definition. As a CPU with AVX2 alone:
+
+    LOWBIT_BF16=fp32 LOWBIT_MARCH=x86-64-v3 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \\
+        MKL_ENABLE_INSTRUCTIONS=AVX2 python scripts/bench_step.py time --model quickstart \\
+        --recipes fp32 mxint8 mxfp8 --threads 2
 
 Memory: tensor bytes alive at the worst moment of a step, counted by a dispatch mode as operators
 return and storages die; weights, gradients and optimizer state included, an operator's own scratch
@@ -23,7 +27,7 @@ from timing import machine, seconds
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lowbit import Backend, Emulate, Randomness, Reuse, convert_linears, kernels
+from lowbit import Backend, Emulate, Randomness, Reuse, bf16, convert_linears, kernels
 from lowbit.integer import Integer
 from lowbit.kernels.cpu.memory import keep_freed_memory
 from train.config.policies import read_policy
@@ -54,7 +58,8 @@ class Trainee:
         self.device, self.reuse = device, Reuse()
         self.model = LlamaForCausalLM(LlamaConfig(**shape, use_cache=False))
         nn.Module.to(self.model, device)
-        name, _, backend = recipe.partition(":")
+        self.autocast = recipe != "fp32"
+        name, _, backend = (recipe if self.autocast else "bf16").partition(":")
         policy = read_policy(_yaml("recipe", name)["model"]["policy"])
         convert_linears(self.model, policy, randomness=Randomness(0), backend=BACKENDS[backend]())
         self.optimizer = adamw(self.model, Optimization(lr=1e-4))
@@ -63,7 +68,7 @@ class Trainee:
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16), self.reuse:
+        with torch.autocast(self.device.type, torch.bfloat16, self.autocast), self.reuse:
             loss = mean_loss(self.model, self.batch)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         parameters = list(self.model.parameters())
@@ -117,6 +122,9 @@ def bench_time(
             f"{model}  {name:28} {statistics.median(own):.4f} s/step, "
             f"{statistics.median(ratios):.3f} x bf16 (quartiles {quartiles}, {rounds} rounds)"
         )
+    if "fp32" in times:
+        ratio = statistics.median(a / b for a, b in zip(base, times["fp32"], strict=True))
+        print(f"{model}  bf16 takes {ratio:.3f} x the same step in FP32")
 
 
 def bench_memory(model: str, recipes: list[str], device: torch.device) -> None:
@@ -149,10 +157,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as `lowbit fit` does on CPUs
     print(machine(args.device))
-    if args.what == "time":
-        bench_time(args.model, recipes, args.rounds, CLOCKS[args.clock], args.device)
-    else:
-        bench_memory(args.model, recipes, args.device)
+    with bf16.everywhere():
+        if args.what == "time":
+            bench_time(args.model, recipes, args.rounds, CLOCKS[args.clock], args.device)
+        else:
+            bench_memory(args.model, recipes, args.device)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from lowbit import bf16
+
 
 def seconds(
     call: Callable[[], object],
@@ -34,6 +36,8 @@ def machine(device: torch.device) -> str:
     return (
         f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"LOWBIT_KERNELS={os.environ.get('LOWBIT_KERNELS', 'auto')}, "
+        f"kernels for {os.environ.get('LOWBIT_MARCH', 'native')}, ATen "
+        f"{torch.backends.cpu.get_cpu_capability()}, BF16 products {bf16.products(device.type)}, "
         f"commit {git.stdout.strip() or 'unknown'}, load {os.getloadavg()[0]:.1f} at the start"
     )
 

@@ -42,18 +42,23 @@ def using(mode: str) -> Iterator[None]:
         _mode = before
 
 
+def mode() -> str:
+    """`off`, `auto` or `require`."""
+    return _mode or _chosen()
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
 def enabled(device: str = "cpu") -> bool:
     """Whether the kernels of this type of device are wanted and can run; loads them at first."""
-    mode = _mode or _chosen()
-    if mode == "off" or device not in ("cpu", "cuda"):
+    chosen = mode()
+    if chosen == "off" or device not in ("cpu", "cuda"):
         return False
-    if device not in _available or (mode == "require" and not _available[device]):
+    if device not in _available or (chosen == "require" and not _available[device]):
         try:
             _load(device)
             _available[device] = True
         except (BuildError, ImportError) as error:
-            if mode == "require":
+            if chosen == "require":
                 raise
             _available[device] = False
             logging.getLogger("lowbit").warning("kernels off, PyTorch instead: %s", error)

@@ -19,6 +19,7 @@ from train.fit.configuration import RunCLI
 from train.fit.resume import check_origin, check_products, check_unchanged, set_later_aside
 from train.fit.saving import recipe_of
 from train.fit.signals import Preempted, end_with_launcher, requeue
+from train.fit.slow import facts_of, slow_lines
 from train.model.initial import empty_model
 from train.model.recipe_table import describe
 from train.runs.record import run_status, update_record
@@ -68,6 +69,8 @@ def _fit(cli: RunCLI) -> int:
     if trainer.is_global_zero:
         print("\n".join([f"{run_dir}:", *describe(module, trainer.max_steps)]), flush=True)
         _begin(cli)
+        for line in slow_lines(facts_of(trainer, module)):
+            print(line, flush=True)
     trainer.fit(module, cli.datamodule, ckpt_path=point, weights_only=True)
     if trainer.global_step < trainer.max_steps:
         raise ValueError(

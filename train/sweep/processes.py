@@ -92,6 +92,7 @@ def share_cores(environment: MutableMapping[str, str], jobs: int) -> None:
     if jobs > 1:
         share = max(1, (os.cpu_count() or 1) // jobs)
         environment.setdefault("OMP_NUM_THREADS", str(share))
+        environment["LOWBIT_JOBS"] = str(jobs)  # train/fit/slow.py
 
 
 def end_with(parent: int) -> None:
