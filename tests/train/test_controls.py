@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from lowbit import Key, QuantRecipe, Rounding, block_format, convert_linears, fake_quantize
+from lowbit import (
+    Key,
+    LayerPolicy,
+    QuantRecipe,
+    Randomness,
+    Rounding,
+    block_format,
+    convert_linears,
+    fake_quantize,
+)
+from lowbit.recipe import OPERANDS
 from train.config.strict_yaml import load_yaml
 from train.model.controls import PERTURBATION, SignedError, perturb, with_keys
 from train.runs.run import read_run
@@ -59,19 +69,27 @@ def test_a_control_is_a_run_that_says_so(path: Path, fit: Fit, tmp_path: Path) -
     assert json.loads((tmp_path / "bf16" / "run.json").read_text())["control"] is None
 
 
-def test_noise_replaces_every_operand_of_the_layer() -> None:
-    from lowbit import LayerPolicy, Randomness
-
-    policy = with_keys(LayerPolicy("n", QuantRecipe.uniform("mxint8"), skip=()))
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_noise_replaces_every_operand_of_the_layer(operand: str) -> None:
+    """An operand's noise is in the result of its own GEMM alone, small, and drawn anew."""
+    recipe = QuantRecipe(**{operand: block_format("mxint8")})  # type: ignore[arg-type]
+    policy = with_keys(LayerPolicy("n", recipe, skip=()))
     assert policy.recipe.is_random
-    layer = convert_linears(nn.Sequential(nn.Linear(64, 64)), policy, backend=SignedError(),
-                            randomness=Randomness(0))[0]  # fmt: skip
-    x = torch.randn(96, 64, requires_grad=True)
-    layer(x).square().sum().backward()
-    plain = nn.Linear(64, 64)
-    plain.load_state_dict(layer.state_dict())
-    y = x.detach().clone().requires_grad_()
-    plain(y).square().sum().backward()
-    for ours, theirs in ((x.grad, y.grad), (layer.weight.grad, plain.weight.grad)):
-        assert ours is not None and theirs is not None
-        assert 0 < (ours - theirs).norm() / theirs.norm() < 0.03
+    layers = nn.Sequential(nn.Linear(64, 64)), nn.Sequential(nn.Linear(64, 64))
+    layers[1].load_state_dict(layers[0].state_dict())
+    convert_linears(layers[0], policy, backend=SignedError(), randomness=Randomness(0))
+    x, g = torch.randn(2, 96, 64, generator=torch.Generator().manual_seed(0))
+    results = []
+    for layer in layers:
+        own = x.clone().requires_grad_()
+        output = layer(own)
+        output.backward(g)
+        weight = layer.get_parameter("0.weight")
+        results.append({"fprop": output.detach(), "dgrad": own.grad, "wgrad": weight.grad})
+    for gemm, plain in results[1].items():
+        noisy = results[0][gemm]
+        assert noisy is not None and plain is not None
+        if gemm == operand.partition("_")[0]:
+            assert 0 < (noisy - plain).norm() / plain.norm() < 0.03
+        else:
+            torch.testing.assert_close(noisy, plain, rtol=0, atol=1e-4)
