@@ -16,11 +16,12 @@ from train.checkpoints.folder import read_manifest, step_of
 from train.distributed.fsdp import gathered
 from train.distributed.ranks import is_lost_rank
 from train.fit.configuration import RunCLI
-from train.fit.resume import check_origin, check_products, check_unchanged, set_later_aside
+from train.fit.resume import check_origin, check_unchanged, set_later_aside
 from train.fit.saving import recipe_of
 from train.fit.signals import Preempted, end_with_launcher, requeue
 from train.fit.slow import facts_of, slow_lines
 from train.model.initial import empty_model
+from train.model.products import check_products
 from train.model.recipe_table import describe
 from train.runs.record import run_status, update_record
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowbit.bf16 import VARIABLE
 from train.checkpoints.folder import (
     complete_checkpoints,
     find_resume_point,
@@ -64,16 +63,6 @@ def check_origin(point: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) 
                 f"{point} is not of this run: its {key} is\n  {_short(saved.get(key))}\nand this "
                 f"run's is\n  {_short(now[key])}"
             )
-
-
-def check_products(found: Path, saved: Mapping[str, Any], now: str) -> None:
-    """Raise ValueError unless BF16 matrices are multiplied as for what was `found`."""
-    before = saved.get("bf16_products", "native")  # as all did before there was a choice
-    if before != now:
-        raise ValueError(
-            f"{found}: BF16 matrices were multiplied by {before!r}, here by {now!r}: go on with "
-            f"{VARIABLE}={before}, or start anew in another folder"
-        )
 
 
 def check_unchanged(saved: Path, config: dict[str, Any]) -> None:

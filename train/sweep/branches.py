@@ -16,7 +16,7 @@ import torch
 from lowbit import bf16
 from train.compare.branches import FILE, BranchSet, check_distinct, read_branches
 from train.config.strict_yaml import load_yaml
-from train.fit.resume import check_products
+from train.model.products import check_products
 from train.runs.provenance import code_origin, command_line
 from train.sweep.request import SweepRequest, read_request
 from train.sweep.target import FIRST_STAGE, check_target, second_stage
