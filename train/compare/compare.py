@@ -28,9 +28,9 @@ from train.runs.run import SMOOTHING, Run, read_runs
 from train.stats.intervals import MIN_UNITS
 
 CHAOS = (
-    "Two BF16 runs whose initial weights differ by 1e-6 drift apart by several times the effect of"
-    " the formats: 0.003 to 0.007 in final loss measured on a small model, against 0.001 published"
-    " for a format. No ordering follows from single runs."
+    "Two BF16 runs whose initial weights differ by 1e-6 drift apart by many times the effect of the"
+    " formats: by 0.03 in final loss a seed on the quickstart's model, against 0.001 published for"
+    " a format. No ordering follows from single runs."
 )
 CAST = (
     "cast gap: val loss of the baseline's final weights evaluated under the recipe, minus that"
