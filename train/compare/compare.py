@@ -19,6 +19,7 @@ from train.compare.gaps import RULE, Pair, compare_pair, matched
 from train.compare.gates import TIMES, over_bound, unequal
 from train.compare.golden import export_curves, import_curves
 from train.compare.pairing import FIELDS, check_pairing
+from train.compare.resolved import cast_orders
 from train.compare.stopping import read_stopping
 from train.compare.table import terminal
 from train.compare.verdicts import judge
@@ -161,7 +162,7 @@ def compare(
         "branches": [*branches],
     }
     judge(result, margin)
-    return result | {"notes": _notes(result, runs, baseline, pairs, casts)}
+    return result | {"notes": [*cast_orders(rows), *_notes(result, runs, baseline, pairs, casts)]}
 
 
 def _first_stage(runs: list[Run]) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from train.config.strict_yaml import load_yaml
 from train.model.products import check_products
 from train.runs.provenance import code_origin, command_line
 from train.sweep.request import SweepRequest, read_request
+from train.sweep.status import duration
 from train.sweep.target import FIRST_STAGE, check_target, second_stage
 from train.sweep.units import Arms, BranchPoint, Unit, Workers
 
@@ -45,7 +46,10 @@ def run_branches(args: argparse.Namespace) -> int:
         for unit in workers.results(wanted):
             branches = branches.with_unit(unit)
             branches.write(request.out)
-            print(f"{len(branches.units)} of {args.branches * len(points)} {what}", flush=True)
+            missing = rounds * len(points) - len(branches.units)
+            left = duration(missing * unit["seconds"] / args.jobs)
+            count = f"{len(branches.units)} of {args.branches * len(points)} {what}"
+            print(f"{count}, {left} left" if missing > 0 else count, flush=True)
 
     with Workers(args.jobs) as workers:
         run_until(first)

@@ -16,11 +16,14 @@ from typing import Any
 from train.output.console import leave_torchao_out
 from train.runs.lock import holder
 from train.sweep.request import PlannedRun
+from train.sweep.status import forecast
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # what `lowbit fit` answers
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # found before any fork
 POLL_SECONDS = 0.1
+FORECAST_SECONDS = 2.0
+CLEAR = "\r\x1b[K"  # the line that a run's progress bar stands in
 
 
 def fit_command(planned: PlannedRun, configs: tuple[Path, ...]) -> list[str]:
@@ -40,11 +43,14 @@ class Launcher:
         """Run all; the folders of those that failed, and why."""
         before = {number: signal.signal(number, self._forward) for number in SIGNALS}
         waiting, failed = deque(runs), dict[Path, str]()
+        told: float | None = time.monotonic()
         try:
             while self._running or (waiting and not self.stopped):
                 while waiting and len(self._running) < self._jobs and not self.stopped:
                     self._start(waiting)
                 time.sleep(POLL_SECONDS)
+                if told is not None and time.monotonic() - told > FORECAST_SECONDS:
+                    told = None if self._forecast(runs) else time.monotonic()
                 for planned, process in list(self._running.items()):
                     if (code := process.poll()) is not None:
                         del self._running[planned]
@@ -56,6 +62,12 @@ class Launcher:
             for number, handler in before.items():
                 signal.signal(number, handler)
         return failed
+
+    def _forecast(self, runs: list[PlannedRun]) -> bool:
+        """Say how long it will take, if the first steps have shown that."""
+        if (text := forecast(runs, self._jobs)) is not None:
+            print(f"{CLEAR if sys.stdout.isatty() else chr(10)}{text}", flush=True)
+        return text is not None
 
     def _start(self, waiting: "deque[PlannedRun]") -> None:
         """Start the next run, unless its folder's last job is still ending: then wait for it."""
