@@ -1,7 +1,8 @@
 """Block formats for training in PyTorch: quantizers, recipes and the linear layer they act in."""
 
 from lowbit.backend import Backend, Emulate, Operand, block_matmul
-from lowbit.convert import convert_linears, enter_phase, unquantized
+from lowbit.census import Counting, census
+from lowbit.convert import Conversion, conversion, convert_linears, enter_phase, unquantized
 from lowbit.definition.noise import Key, Randomness
 from lowbit.definition.rotation import Rotation, rotate
 from lowbit.formats import (
@@ -26,6 +27,8 @@ __all__ = [
     "Arithmetic",
     "Backend",
     "BlockFormat",
+    "Conversion",
+    "Counting",
     "Emulate",
     "FloatFormat",
     "IntFormat",
@@ -47,6 +50,8 @@ __all__ = [
     "ScaleRule",
     "block_format",
     "block_matmul",
+    "census",
+    "conversion",
     "convert_linears",
     "crest_factor",
     "enter_phase",

@@ -4,6 +4,7 @@
 held. Faster arithmetic for the same recipe comes in here.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -115,10 +116,31 @@ class Emulate:
         multiply = bf16.torch_matmul if plain else bf16.matmul
         if not scales:
             return multiply(left, right, None if bias is None else bias.to(common)).to(dtype)
+        if common is torch.bfloat16:
+            return _scaled_product(left, right, scales, bias).to(dtype)
         product = multiply(left, right)
         for scale in scales:
             product = product.float() * scale
         return (product if bias is None else product + bias).to(dtype)
+
+
+def _scaled_product(
+    left: Tensor, right: Tensor, scales: Sequence[Tensor], bias: Tensor | None
+) -> Tensor:
+    """(left @ right) x scales + bias of BF16 matrices, not rounded to BF16 before the end."""
+    native = left.device.type == "cpu" and bf16.products("cpu") == "native"
+    numbers = native and all(type(scale) is Tensor for scale in scales)
+    if numbers and not torch.compiler.is_compiling():  # whose numbers cost no wait
+        alpha = math.prod(map(float, scales))
+        start, beta = (left.new_zeros(()), 0) if bias is None else (bias.to(left.dtype), 1)
+        return torch.addmm(start, left, right, beta=beta, alpha=alpha)  # oneDNN scales its sums
+    if left.device.type == "cuda":
+        product = torch.mm(left, right, out_dtype=torch.float32)
+    else:
+        product = left.float() @ right.float()
+    for scale in scales:
+        product = product * scale
+    return product if bias is None else product + bias
 
 
 def block_matmul(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -13,6 +14,15 @@ from lowbit.policy import LayerPolicy
 from lowbit.recipe import Phase, QuantRecipe
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert_linears` did to a model."""
+
+    converted: tuple[str, ...]  #: names of layers
+    skipped: dict[str, str]  #: the others, and why
+    shared: dict[str, str]  #: further places of a layer -> its first
+
+
 def convert_linears(
     model: nn.Module,
     recipe: QuantRecipe | LayerPolicy,
@@ -22,15 +32,20 @@ def convert_linears(
     randomness: Randomness | None = None,
     keep: Keep | None = None,
 ) -> nn.Module:
-    """Make every `nn.Linear` of `model` a `QuantLinear`, in place, sharing its parameters.
+    """Make every `nn.Linear` of `model` a `QuantLinear`, in place, with its parameters and hooks.
 
-    `skip` are glob patterns of layers left alone (a policy brings its own). Convert before
+    `skip` are glob patterns of layers left alone (a policy brings its own). A layer at several
+    places is converted once for all of them; `conversion(model)` says what was done. Convert before
     `torch.compile` and before sharding. Raises ValueError, with the model unchanged, for a pattern
-    that matches no layer and for a block that does not divide a layer's width, naming the layer.
+    that matches no layer, for a block that does not divide a layer's width, and for layers that
+    compute something else than `nn.Linear` does, by name. A lone `nn.Linear` cannot be changed in
+    place: take what is returned.
 
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 7))
     >>> convert_linears(model, QuantRecipe.uniform("mxint8"), skip=("1",))[1]
     Linear(in_features=32, out_features=7, bias=True)
+    >>> conversion(model).skipped
+    {'1': 'left alone by skip or kept blocks'}
     """
     if isinstance(recipe, LayerPolicy):
         if skip:
@@ -38,23 +53,55 @@ def convert_linears(
         policy = recipe
     else:
         policy = LayerPolicy(name="", recipe=recipe, skip=tuple(skip))
-    converted: dict[str, QuantLinear] = {}
+    resolved = policy.resolve(model)
     backend = backend or Emulate()  # one for all: they share what they make of one input
-    for index, (name, resolved) in enumerate(policy.resolve(model).items()):
-        if resolved is None:
-            continue
+    first = randomness.claim(len(resolved)) if randomness else 0
+    made: dict[nn.Module, QuantLinear] = {}
+    places: dict[str, QuantLinear] = {}
+    shared: dict[str, str] = {}
+    names: dict[nn.Module, str] = {}
+    errors: dict[str, list[str]] = {}
+    for index, (name, own) in enumerate(resolved.items(), first):
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
+        if linear in names:
+            shared[name] = names[linear]
+            if own != resolved[names[linear]]:
+                errors.setdefault(f"is also {names[linear]}, with another recipe", []).append(name)
+        names.setdefault(linear, name)
+        if own is None:
+            continue
         try:
-            converted[name] = QuantLinear.from_linear(
-                linear, resolved, backend=backend, randomness=randomness, index=index, keep=keep
-            )
+            if linear not in made:
+                made[linear] = QuantLinear.from_linear(
+                    linear, own, backend=backend, randomness=randomness, index=index, keep=keep
+                )
+            places[name] = made[linear]
         except ValueError as error:
-            raise ValueError(f"layer {name}: {error}") from None
-    for name, layer in converted.items():
+            errors.setdefault(str(error), []).append(name)
+    if errors:
+        texts = (f"layer {', '.join(layers)}: {why}" for why, layers in errors.items())
+        raise ValueError("; ".join(texts))
+    for name, layer in places.items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+        if not name:
+            model = layer
+            continue
+        owner = model.get_submodule(parent)
+        setattr(owner, child, layer)
+        if isinstance(owner, nn.TransformerEncoderLayer):
+            owner.activation_relu_or_gelu = 0  # no fast path, which reads weights past the layers
+    skipped = {n: "left alone by skip or kept blocks" for n, own in resolved.items() if own is None}
+    model.__dict__["_lowbit_conversion"] = Conversion(tuple(places), skipped, shared)
     return model
+
+
+def conversion(model: nn.Module) -> Conversion:
+    """What the last `convert_linears` did to `model`; ValueError where it was not called."""
+    found = vars(model).get("_lowbit_conversion")
+    if not isinstance(found, Conversion):
+        raise ValueError("this model was not converted by convert_linears")
+    return found
 
 
 def enter_phase(model: nn.Module, policy: LayerPolicy, phase: Phase | None) -> None:

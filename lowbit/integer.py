@@ -106,6 +106,9 @@ class Integer:
             return PlainOperand(x)
         if not _takes(format) or x.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"the integer backend has no {format} of {x.dtype}: {_TAKES}")
+        if not x.numel():  # no tokens: nothing to read
+            codes = x.movedim(dim, 1).to(torch.int8)
+            return IntegerOperand(codes, None, codes[:, :1].float(), dim)
         codes, scales, above = kernels.codes(x, format, dim, key)
         return IntegerOperand(_whole_blocks(codes, format), above, scales, dim)
 
@@ -131,6 +134,9 @@ class Integer:
             raise ValueError("the integer backend cannot multiply a quantized and a plain operand")
         assert (a.blocked_dim, b.blocked_dim) == (1, 0), "blocks lie along the contraction"
         assert a.block_scales is not None and b.block_scales is not None
+        if not a.values.numel() or not b.values.numel():
+            nothing = a.block_scales.new_zeros(len(a.values), len(b.values))
+            return (nothing if bias is None else nothing + bias).to(dtype)
         if a.block_scales.shape[1] != b.block_scales.shape[1]:
             raise ValueError("the integer backend needs the same block size in both operands")
         scales = [operand.scale for operand in (a, b) if operand.scale is not None]

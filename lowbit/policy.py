@@ -58,7 +58,8 @@ class LayerPolicy:
         Raises ValueError for a pattern that matches no layer, a rule or recipe that decides none,
         and for more kept blocks than exist.
         """
-        names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        places = model.named_modules(remove_duplicate=False)  # each of a shared layer's
+        names = [name for name, module in places if isinstance(module, nn.Linear)]
         for pattern in (*self.skip, *(rule.pattern for rule in self.rules)):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"{pattern!r} matches no linear layer of {names}")

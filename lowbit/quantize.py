@@ -156,6 +156,8 @@ def quantize(
     ([64, 19, 0], [121], [127])
     """
     format = checked(x, format, key)
+    if format.element.bits > 8:
+        raise ValueError(f"{format} has {format.element.bits} bits: codes hold 8; fake_quantize it")
     scaled = scaled_blocks(x, format, dim)
     codes = from_blocks(rounded(scaled, format, dim, key), scaled.inside, scaled.shape)
     scale = scaled.scale

@@ -53,6 +53,16 @@ def _operator(name: str, x: Tensor) -> Callable[..., Any]:
     return getattr(torch.ops.lowbit if watched or x.device.type != "cpu" else cpu, name)  # type: ignore[no-any-return]
 
 
+def as_it_reads(x: Tensor) -> Tensor:
+    """`x` detached, its memory holding what it shows: negated views and zeros without memory do
+    not.
+    """
+    x = x.detach()
+    if torch.compiler.is_compiling():
+        return x
+    return x.clone() if x._is_zerotensor() else x.resolve_neg()
+
+
 @dataclass(frozen=True)
 class Request:
     """What to make of a tensor: values of `format`, held in `dtype`."""
@@ -94,7 +104,7 @@ def quantize(
     if x.dim() == 0:
         values, above = quantize(x.reshape(1), dim, wanted, apply)
         return values.reshape(()), above
-    asked = x.detach(), wanted.description, dim % x.dim(), wanted.dtype, wanted.limit
+    asked = as_it_reads(x), wanted.description, dim % x.dim(), wanted.dtype, wanted.limit
     if not wanted.scaled:
         return _operator("quantize", x)(*asked, *wanted.noise), None
     values, above = _operator("quantize_scaled", x)(*asked, apply, *wanted.noise)
@@ -105,7 +115,7 @@ def quantize_both(
     x: Tensor, across: Request, down: Request
 ) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
     """The matrix `x` in blocks along its rows, and along its columns: that one lies transposed."""
-    x = x.detach()
+    x = as_it_reads(x)
     both = across, down
     scales = [wanted.tensor_scale(x) for wanted in both]
     first, second = _operator("quantize_both", x)(
@@ -119,7 +129,7 @@ def codes(
     x: Tensor, dim: int, format: BlockFormat, key: Key | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """INT8 codes of the matrix `x` with the axis `dim` of the blocks last, scales, tensor scale."""
-    x = x.detach()
+    x = as_it_reads(x)
     wanted = Request(format, key, torch.int8)
     above = wanted.tensor_scale(x)
     return *_operator("codes", x)(x, wanted.description, dim, above, *wanted.noise), above

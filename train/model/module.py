@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.module import IGNORED_LABEL
 from lowbit import (
+    Counting,
     Keep,
     LayerPolicy,
     Phase,
@@ -86,6 +87,8 @@ class PretrainModule(LightningModule):
         self._pretrained = pretrained_model(init_from, self.model.config) if init_from else None
         self.initial_weights: str | None = None  #: their hash, on rank 0 once they are there
         self._phase: Phase | None = None
+        self._census: Counting | None = None  #: of the first micro-batch
+        self._counted = False
         self._loaded_step = 0
         self.validate_bf16 = validate_bf16
         self.val_loss = MeanMetric().set_dtype(torch.float64)
@@ -146,6 +149,20 @@ class PretrainModule(LightningModule):
         if batch_idx % state.accumulate == 0:
             self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._place(state.step, batch)
+        if not self._counted and not self.compile_blocks:
+            self._census = Counting(self.model).__enter__()
+        self._counted = True
+
+    def on_after_backward(self) -> None:
+        """ValueError where the first micro-batch computed something else than the recipes say."""
+        if self._census is None:
+            return
+        census, self._census = self._census, None
+        census.__exit__()
+        resolved = self.policy.resolve(self.model, self._phase)
+        if differences := census.differences(resolved):
+            shown = "; ".join(differences[:3])
+            raise ValueError(f"{len(differences)} products differ from the recipe: {shown}")
 
     def _place(self, step: int, batch: Mapping[str, Tensor]) -> None:
         """Take the recipes and random numbers of the update number `step`, counted from 0."""
