@@ -47,7 +47,7 @@ model:
     recipe: {{fprop_input: mxint8, fprop_weight: mxint8, dgrad_weight: mxint8, wgrad_input: mxint8,
       dgrad_grad_output: {STOCHASTIC}, wgrad_grad_output: {STOCHASTIC}}}
 data: {{seq_len: 32, global_batch_size: 8, val_windows: 8}}
-trainer: {{accelerator: cpu, accumulate_grad_batches: 2, val_check_interval: 6}}
+trainer: {{accelerator: cpu, accumulate_grad_batches: 2, val_check_interval: 3}}
 checkpoint_every: 1
 """
 

@@ -19,7 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "model": {"config", "distributed", "runs"},
     "compare": {"output", "runs", "stats"},
     "microscope": {"model"},
-    "sweep": {"checkpoints", "compare", "config", "model", "output", "runs", "stats"},
+    "sweep": {"checkpoints", "compare", "config", "fit", "model", "output", "runs", "stats"},
     "analysis": {"microscope", "model", "output", "stats", "subjects"},
     "fit": {"checkpoints", "config", "distributed", "microscope", "model", "runs", "stats"},
     "reproduce": {"analysis", "output", "stats", "subjects"},

@@ -85,7 +85,7 @@ def test_exported_weights_load_with_the_same_logits(fit: Fit, tmp_path: Path) ->
 @pytest.mark.parametrize("recipe", ["bf16", "mxint8"])
 def test_resume_is_bitwise(fit: Fit, tmp_path: Path, stop: int, recipe: str) -> None:
     """Dropout draws from the RNG, two micro-batches a step; step 3 also validates."""
-    accumulate = ("--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "6")
+    accumulate = ("--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "3")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     every = ("--checkpoint_every", "1", "--keep_checkpoints", "9")
     assert fit(whole, recipe, *accumulate, *every) == 0

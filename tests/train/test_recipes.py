@@ -135,7 +135,7 @@ PHASES = ("--model.policy.phases", "[{start: 0.5, gemms: [dgrad, wgrad]}]")  # o
 
 def test_resume_across_a_phase_switch_is_bitwise(fit: Fit, tmp_path: Path) -> None:
     """With stochastic rounding, rotation, 2-D blocks, a kept block and two micro-batches."""
-    split = ("--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "12")
+    split = ("--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "6")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for run in (whole, parts):
         assert fit(run, "nvfp4", *PHASES, *EVERY, *split) == 0

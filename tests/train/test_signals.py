@@ -59,7 +59,7 @@ def test_a_stop_does_not_wait_for_validation(
     from train.model.module import PretrainModule
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = (*STEPS, "--trainer.val_check_interval", "6", "--data.global_batch_size", "4")
+    options = (*STEPS, "--trainer.val_check_interval", "3", "--data.global_batch_size", "4")
     assert fit(whole, "mxint8", *options) == 0
     original, validated = getattr(PretrainModule, moment), []
 
@@ -83,7 +83,7 @@ def test_a_stop_before_the_last_validation(
 ) -> None:
     """No step is left to take: the resumed run is that validation alone."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    options = (*STEPS, "--trainer.max_steps", "3", "--trainer.val_check_interval", "6")
+    options = (*STEPS, "--trainer.max_steps", "3", "--trainer.val_check_interval", "3")
     assert fit(whole, "mxint8", *options) == 0
     on_micro_batch(5, raise_signal(signal.SIGTERM))
     assert fit(parts, "mxint8", *options) == 143
@@ -98,13 +98,13 @@ def test_a_stop_before_the_last_validation(
     assert runs[1].metrics["val/loss"][-1] > 0
 
 
-def test_a_stop_in_a_validation_within_a_step(
+def test_validation_counts_steps_not_micro_batches(
     fit: Fit,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     assert_same_run: Callable[..., None],
 ) -> None:
-    """Validation every 3 micro-batches, 2 a step: the first is in the middle of step 2."""
+    """An interval of 3 with 2 micro-batches a step: the first validation is after step 3."""
     from train.model.module import PretrainModule
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -118,7 +118,7 @@ def test_a_stop_in_a_validation_within_a_step(
     with monkeypatch.context() as patch:
         patch.setattr(PretrainModule, "validation_step", step)
         assert fit(parts, "bf16", *STEPS) == 143
-    assert [p.name for p in complete_checkpoints(parts / "checkpoints")] == ["step-00000002"]
+    assert [p.name for p in complete_checkpoints(parts / "checkpoints")] == ["step-00000003"]
     assert fit(parts, "bf16", *STEPS) == 0
     assert_same_run(parts, whole)
 

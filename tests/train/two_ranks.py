@@ -37,7 +37,7 @@ model:
       dgrad_grad_output: {name: mxint8, rounding: stochastic},
       wgrad_grad_output: {name: mxint8, rounding: stochastic}}
 data: {seq_len: 32, global_batch_size: 8, val_windows: 6}  # rank 1's last batch is padding
-trainer: {max_steps: 6, accelerator: cpu, accumulate_grad_batches: 2, val_check_interval: 6}
+trainer: {max_steps: 6, accelerator: cpu, accumulate_grad_batches: 2, val_check_interval: 3}
 checkpoint_every: 1
 collective_timeout: 60
 """

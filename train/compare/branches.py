@@ -1,6 +1,7 @@
 """branches.json: the losses of all branches, and what follows from them."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 
 from data.durable import write_durably
 from train.compare.branch_table import branch_lines
+from train.runs.belonging import foreign
+from train.runs.identity import Identity
 from train.stats.intervals import MIN_UNITS, Estimate, Part
 from train.stats.serial import shared_part
 from train.stats.strata import Strata, estimate, over_strata
@@ -31,6 +34,15 @@ class BranchSet:
     units: list[dict[str, Any]] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
     first_stage: int | None = None  # branches of each checkpoint that told how many there would be
+
+    def check_belongs(self, path: Path, runs: Iterable[Identity]) -> None:
+        """ValueError unless each checkpoint is of one of `runs`, or does not say of which."""
+        runs = list(runs)
+        for checkpoint in self.checkpoints:
+            wrong = [foreign(checkpoint.get("identity"), run, segments=False) for run in runs]
+            if wrong and all(wrong):
+                first = min(wrong, key=len)[0]
+                raise ValueError(f"{path}: {checkpoint['path']} is of none of these runs: {first}")
 
     def has(self, checkpoint: int, branch: int) -> bool:
         """Whether this branch of this checkpoint is done."""

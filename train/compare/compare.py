@@ -18,7 +18,14 @@ from train.compare.dynamics import behaviour, common_target
 from train.compare.gaps import RULE, Pair, compare_pair, matched
 from train.compare.gates import TIMES, over_bound, unequal
 from train.compare.golden import export_curves, import_curves
-from train.compare.pairing import FIELDS, check_pairing
+from train.compare.pairing import (
+    FIELDS,
+    allowed_field,
+    check_pairing,
+    circumstances,
+    contrast,
+    recipe_lines,
+)
 from train.compare.resolved import cast_orders
 from train.compare.stopping import read_stopping
 from train.compare.table import terminal
@@ -50,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, help="folder to write (default: compare/ by the runs)")
     parser.add_argument(
-        "--allow", action="extend", nargs="+", default=[], choices=FIELDS, metavar="FIELD",
-        help=f"compare although this differs, and say so: {', '.join(FIELDS)}",
+        "--allow", action="extend", nargs="+", default=[], type=allowed_field, metavar="FIELD",
+        help=f"compare although this differs, and say so: {', '.join(FIELDS)}, or a config key",
     )  # fmt: skip
     parser.add_argument(
         "--max-gap", type=float, metavar="X",
@@ -93,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--equivalent-within {margin}: expected a positive number")
     allowed = check_pairing(runs, args.allow)
     check_copies(runs)
+    for path, found in branches:
+        found.check_belongs(path, [one.identity for one in runs])
     result = compare(runs, allowed, [found.document(path) for path, found in branches], margin)
     if (args.assert_equal or args.max_gap is not None) and not result["pairs"]:
         raise ValueError(f"a bound needs a recipe beside the baseline {result['baseline']}")
@@ -141,14 +150,17 @@ def compare(
     for one in runs:
         groups.setdefault(one.label, {})[one.seed] = one
     baseline = groups[runs[0].label]
-    casts = {seed: _cast_gaps(one, runs) for seed, one in baseline.items()}
+    stale: list[str] = []
+    casts = {seed: _cast_gaps(one, runs, stale) for seed, one in baseline.items()}
     target = common_target(runs)
     rows = [
         _row(one, baseline.get(one.seed), casts.get(one.seed, {})) | behaviour(one, target)
         for one in runs
     ]
     first = _first_stage(runs)
-    pairs = [compare_pair(a, b, first) for a, b in combinations(groups.values(), 2)]
+    both = list(combinations(groups.values(), 2))
+    pairs = [compare_pair(a, b, first) for a, b in both]
+    contrasts = [contrast(a, b).plain() for a, b in both]
     result = {
         "format_version": 1,
         "baseline": runs[0].label,
@@ -158,11 +170,12 @@ def compare(
         "allowed": list(allowed),
         "runs": rows,
         "recipes": [_recipe(group) for group in groups.values()],
-        "pairs": [asdict(pair) for pair in pairs],
+        "pairs": [asdict(p) | c for p, c in zip(pairs, contrasts, strict=True)],
         "branches": [*branches],
     }
     judge(result, margin)
-    return result | {"notes": [*cast_orders(rows), *_notes(result, runs, baseline, pairs, casts)]}
+    own = [*cast_orders(rows), *recipe_lines(result), *circumstances(runs), *stale]
+    return result | {"notes": [*own, *_notes(result, runs, baseline, pairs, casts)]}
 
 
 def _first_stage(runs: list[Run]) -> tuple[int, ...]:
@@ -171,18 +184,31 @@ def _first_stage(runs: list[Run]) -> tuple[int, ...]:
     return max((one.first for one in found if one), key=len, default=())
 
 
-def _cast_gaps(base: Run, runs: list[Run]) -> dict[str, CastGap]:
-    """By recipe name, without the names that stand for several tables here (overridden recipes)."""
+def _cast_gaps(base: Run, runs: list[Run], stale: list[str]) -> dict[str, CastGap]:
+    """By recipe name, without the names that stand for several tables here (overridden recipes).
+
+    One that is of other weights or of another recipe is left out, and `stale` says so.
+    """
+    arms = {one.recipe: one for one in runs if one.seed == base.seed and not one.control}
     tables = {(run.recipe, json.dumps(run.info.get("recipe_table"))) for run in runs}
     names = [name for name, _ in tables]
-    return {name: g for name, g in read_cast_gaps(base.path).items() if names.count(name) < 2}
+    found = {}
+    for name, gap in read_cast_gaps(base.path).items():
+        if names.count(name) > 1:
+            continue
+        if name in arms and (why := gap.stale(base.identity, arms[name].identity)):
+            stale.append(f"{base.path}/cast_gap.json: {name}'s is {why}; the sweep makes it anew.")
+        else:
+            found[name] = gap
+    return found
 
 
 def _row(one: Run, base: Run | None, casts: dict[str, CastGap]) -> dict[str, Any]:
     (_, train), (_, val) = one.train_curve, one.val_curve
     row: dict[str, Any] = {
         "label": one.label, "seed": one.seed, "recipe": one.recipe, "status": one.status,
-        "control": one.control, "path": str(one.path), "steps": len(one.metrics["step"]),
+        "identity": one.identity.hash, "control": one.control, "path": str(one.path),
+        "steps": len(one.metrics["step"]),
         "tokens": one.tokens, "val_loss": float(val[-1]) if len(val) else None,
         "perplexity": math.exp(val[-1]) if len(val) and val[-1] < 700 else None,
         "train_loss": float(train[-1]) if len(train) else None,

@@ -25,7 +25,8 @@ OLD_COLUMNS = (
 # what pairing looks at; paths and versions are another machine's
 INFO = (
     *("format_version", "status", "recipe", "recipe_table", "control", "seed", "data", "model"),
-    *("initial_weights", "max_steps", "versions", "commit", "command"),
+    *("initial_weights", "max_steps", "versions", "commit", "command", "identity", "declared"),
+    *("segments", "precision", "bf16_products"),
 )
 
 
@@ -36,7 +37,7 @@ def export_curves(runs: Sequence[Run], path: Path) -> None:
         "runs": [
             {
                 "name": run.path.resolve().name,
-                "info": {key: run.info.get(key) for key in INFO},
+                "info": {key: run.info[key] for key in INFO if key in run.info},
                 "metrics": {name: _plain(column) for name, column in run.metrics.items()},
             }
             for run in runs

@@ -148,5 +148,8 @@ def _caption(document: dict[str, Any]) -> str:
         text += " Dashed: 95 % interval of the mean gap over seeds, at each point for itself."
     if any(row["status"] == "diverged" for row in document["runs"]):
         text += " ×: diverged."
+    beside = [p for p in document["pairs"] if p["a"] == document["baseline"] and p["differs"]]
+    for pair in beside[:2]:
+        text += f" {pair['b_name']} against {pair['a_name']}: not the recipe alone."
     none = dict.fromkeys(p["verdict"] for p in document["pairs"] if "no verdict" in p["verdict"])
     return textwrap.fill(text + "".join(f" {v[0].upper()}{v[1:]}." for v in none), 84)

@@ -85,7 +85,7 @@ def _floor(rows: Sequence[dict[str, Any]]) -> str:
 
 def sentence(pair: dict[str, Any]) -> str:
     """What is known of a pair."""
-    text: str = f"{pair['b']} against {pair['a']}: "
+    text: str = f"{pair.get('b_name', pair['b'])} against {pair.get('a_name', pair['a'])}: "
     if pair["mean"] is not None:
         text += f"gap {pair['mean']:+.5f} after {pair['tokens']:,} tokens"
         if pair["low"] is not None:
@@ -93,6 +93,8 @@ def sentence(pair: dict[str, Any]) -> str:
             text += f"{len(pair['seeds'])} paired seeds{together(pair)})"
         text += "; "
     text += pair["verdict"] + tests(pair)
+    if pair.get("differs"):
+        text += f"; not by the recipe alone: {', '.join(pair['differs'])} differs too"
     if pair["band"] is not None:
         text += " (train gap band {:+.5f} to {:+.5f})".format(*pair["band"])
     return text

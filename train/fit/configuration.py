@@ -1,6 +1,7 @@
 """The command line and YAML of a run: LightningCLI, with formats by name and a run folder."""
 
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from data.durable import write_durably
 from data.module import TokenDataModule
-from train.checkpoints.folder import AtomicCheckpointIO, step_of
+from train.checkpoints.folder import AtomicCheckpointIO, read_manifest, step_of
 from train.config.layers import Layers
 from train.config.policies import check_name, read_policy
 from train.config.strict_yaml import load_yaml, use_strict_yaml
@@ -21,7 +22,7 @@ from train.fit.clamping import CodeUse
 from train.fit.metrics_csv import MetricsCsv
 from train.fit.non_finite import NonFiniteReport
 from train.fit.progress import Progress
-from train.fit.record import RunRecord
+from train.fit.record import RunRecord, Start
 from train.fit.resume import choose_resume_point
 from train.fit.saving import Checkpoints, DiskFull, SavePolicy
 from train.fit.signals import StopRequest, leave_signals_alone
@@ -34,11 +35,24 @@ from train.runs.lock import RunLock
 from train.runs.names import checked_name, checked_run_dir
 from train.runs.provenance import command_line
 
+
+def validation_interval(trainer: Mapping[str, Any]) -> int | float | None:
+    """Lightning's own, in micro-batches; ours counts optimizer steps. The last always validates."""
+    every = trainer["val_check_interval"]
+    if every is None or (every == 1.0 and isinstance(every, float)):
+        return 1.0  # of data without an end: never before the last step
+    if type(every) is not int or every < 1:
+        raise ValueError(
+            f"trainer.val_check_interval={every!r}: expected a whole number of optimizer steps"
+        )
+    return every * int(trainer["accumulate_grad_batches"])
+
+
 TRAINER_DEFAULTS = {
     "precision": "bf16-mixed",
     "max_steps": 200,
     "use_distributed_sampler": False,  # the batch order is ours; Lightning would wrap it under DDP
-    "check_val_every_n_epoch": None,  # the loader has no end, so validation counts batches
+    "check_val_every_n_epoch": None,  # the loader has no end, so validation counts steps
     "val_check_interval": 50,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
@@ -54,6 +68,7 @@ class RunCLI(LightningCLI):
     resume_point: Path | None
     lock: RunLock
     stop: StopRequest
+    record: RunRecord
 
     def __init__(self, verb: str, argv: list[str]) -> None:
         self._verb = verb
@@ -114,6 +129,13 @@ class RunCLI(LightningCLI):
                 help="What formats do to operands and gradients while the run trains.",
             )
             parser.add_argument(
+                "--declared",
+                type=list[str] | None,
+                default=None,
+                help="Keys in which this run differs from others on purpose; a sweep gives those "
+                "of its overrides, and `lowbit compare` names them.",
+            )
+            parser.add_argument(
                 "--collective_timeout",
                 type=int,
                 default=600,
@@ -162,7 +184,11 @@ class RunCLI(LightningCLI):
             logger=[board, MetricsCsv(self.run_dir, step)],
             plugins=[AtomicCheckpointIO()],
             profiler=self.config_init["trainer"]["profiler"] or StepTimes(),
+            val_check_interval=validation_interval(self.config_init["trainer"]),
         )
+        origin = {} if self.resume_point is None else read_manifest(self.resume_point)["origin"]
+        start = Start(self.plain_config(), command_line(), step, origin)
+        self.record = RunRecord(self.run_dir, start)
         check_launch(trainer, self.model.keep)
         leave_signals_alone(trainer)
         if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes
@@ -177,13 +203,12 @@ class RunCLI(LightningCLI):
             self.config["keep_checkpoints"],
             self.config["disk_full"],
         )
-        checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop)
-        record = RunRecord(self.run_dir, command_line())
+        checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop, self.record)
         report = NonFiniteReport(self.run_dir)
         plan = self.config_init["diagnostics"]
         microscope = [Microscope(plan, self.model, self.run_dir)] if plan else []
         metrics = [CodeUse(), *microscope, Throughput(self.run_dir), StepMetrics(), SpikeReport()]
-        return [*metrics, Progress(), report, checkpoints, record]
+        return [*metrics, Progress(), report, checkpoints, self.record]
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain data."""
@@ -194,3 +219,18 @@ class RunCLI(LightningCLI):
     def write_config(self, path: Path) -> None:
         """The resolved configuration, as `-c` reads it."""
         write_durably(path, self.parser.dump(self.config, skip_none=False))
+
+
+class Resolving(RunCLI):
+    """Reads the command line and builds nothing."""
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+    def instantiate_classes(self) -> None:
+        """The configuration is all that is wanted."""
+
+
+def resolved_config(argv: list[str]) -> dict[str, Any]:
+    """What config.yaml of the run with these arguments would hold; errors as `lowbit fit` has."""
+    return Resolving("fit", argv).plain_config()

@@ -16,14 +16,23 @@ from train.checkpoints.folder import read_manifest, step_of
 from train.distributed.fsdp import gathered
 from train.distributed.ranks import is_lost_rank
 from train.fit.configuration import RunCLI
-from train.fit.resume import check_origin, check_unchanged, set_later_aside
+from train.fit.record import RunRecord, describe_run, finish_record
+from train.fit.resume import (
+    adopt_older,
+    bring_rows,
+    check_origin,
+    check_same_origin,
+    check_same_run,
+    set_later_aside,
+)
 from train.fit.saving import recipe_of
 from train.fit.signals import Preempted, end_with_launcher, requeue
 from train.fit.slow import facts_of, slow_lines
 from train.model.initial import empty_model
 from train.model.products import check_products
 from train.model.recipe_table import describe
-from train.runs.record import run_status, update_record
+from train.runs.identity import Identity
+from train.runs.record import run_status
 
 
 def fit(argv: list[str]) -> int:
@@ -58,13 +67,13 @@ def _fit(cli: RunCLI) -> int:
     point = cli.resume_point
     if trainer.max_steps < 1:
         raise ValueError(f"trainer.max_steps={trainer.max_steps}: at least 1")
+    cli.datamodule.trainer = trainer
     if point is not None:
         _check_same_run(cli, point)
         if run_status(run_dir) == "finished" and step_of(point) == trainer.max_steps:
             print(f"{run_dir} is finished: nothing to do")
             return 0
     _check_vocabulary(cli)
-    cli.datamodule.trainer = trainer
     cli.datamodule.setup("fit")
     cli.datamodule.train_dataloader()  # raises for too little data before anything is written
     if trainer.is_global_zero:
@@ -80,23 +89,29 @@ def _fit(cli: RunCLI) -> int:
         )
     weights = gathered(module.model)  # from all ranks
     if trainer.is_global_zero:
-        _export(module.model.config, weights, run_dir / "hf")
-        update_record(run_dir, status="finished")
+        _export(module.model.config, weights, run_dir / "hf", cli.record)
+        finish_record(run_dir)
     return 0
 
 
 def _check_same_run(cli: RunCLI, point: Path) -> None:
     """The checkpoint is of this configuration, recipe and data, and not beyond the last step."""
-    own = cli.run_dir / "config.yaml"
-    saved = own if own.exists() else point.parent.parent / "config.yaml"
-    if saved.exists():
-        check_unchanged(saved, cli.plain_config())
+    adopt_older(point, cli.run_dir, cli.config, cli.datamodule)
+    identity = _identity(cli)
+    check_same_run(point, cli.run_dir, identity)
     now = {"recipe": recipe_of(cli.model), "data_fingerprint": cli.datamodule.fingerprint}
     origin = read_manifest(point)["origin"]
     check_origin(point, origin, now)
     check_products(point, origin, bf16.products(cli.trainer.strategy.root_device.type))
+    check_same_origin(point, identity)
     if step_of(point) > cli.trainer.max_steps:
         raise ValueError(f"{point} is beyond trainer.max_steps={cli.trainer.max_steps}")
+
+
+def _identity(cli: RunCLI) -> Identity:
+    """Of the run that the command line describes, but for its initial weights."""
+    config = cli.plain_config()
+    return Identity.of(describe_run(cli.trainer, cli.model, cli.datamodule, config), config)
 
 
 def _begin(cli: RunCLI) -> None:
@@ -108,6 +123,8 @@ def _begin(cli: RunCLI) -> None:
         raise ValueError(f"{cli.run_dir}: another job began this run a moment ago")
     if cli.resume_point is not None:
         set_later_aside(cli.run_dir, cli.resume_point)
+        bring_rows(cli.resume_point, cli.run_dir, _identity(cli))
+        cli.record.announce(cli.trainer.max_steps)
     cli.write_config(cli.run_dir / "config.yaml")
 
 
@@ -133,11 +150,17 @@ def _check_vocabulary(cli: RunCLI) -> None:
         raise ValueError(f"the data's vocabulary of {tokens} exceeds the model's of {model}")
 
 
-def _export(config: LlamaConfig, weights: dict[str, Tensor], folder: Path) -> None:
-    """Plain safetensors that `from_pretrained` loads, complete or not there."""
+def _export(
+    config: LlamaConfig, weights: dict[str, Tensor], folder: Path, record: RunRecord
+) -> None:
+    """Plain safetensors that `from_pretrained` loads, complete or not there.
+
+    `lowbit.json` beside them says whose they are, and after which step.
+    """
     staging = folder.with_name("hf.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     empty_model(config).save_pretrained(staging, state_dict=weights)
+    record.sign(staging)
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
 

@@ -1,5 +1,7 @@
 """What a run is made of, into run.json before the first step, and how it ended."""
 
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,38 @@ from train.distributed.ranks import products_of_all
 from train.fit.signals import Preempted
 from train.model.module import PretrainModule
 from train.model.recipe_table import phase_rows
+from train.runs.belonging import metrics_digest, sign_weights
+from train.runs.identity import Identity
 from train.runs.outcome import NonFiniteError
-from train.runs.provenance import code_origin
-from train.runs.record import FORMAT_VERSION, has_record, update_record, write_record
+from train.runs.provenance import code_origin, command_line
+from train.runs.record import (
+    FORMAT_VERSION,
+    has_record,
+    read_record,
+    update_record,
+    write_record,
+)
+from train.runs.segments import continued, initial_weights_of, segments_of
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a job begins or goes on with a run."""
+
+    config: dict[str, Any]  #: resolved, as config.yaml holds it
+    command: list[str]
+    step: int = 0  #: finished before
+    origin: dict[str, Any] = field(default_factory=dict)  #: of the checkpoint it goes on from
 
 
 class RunRecord(Callback):
-    """Keeps `run.json` in `folder` true."""
+    """Keeps `run.json` in `folder` true; knows the identity of the run once it has weights."""
 
-    def __init__(self, folder: Path, command: list[str]) -> None:
+    def __init__(self, folder: Path, start: Start) -> None:
         self._folder = folder
-        self._command = command
+        self._start = start
+        self.identity: dict[str, Any] | None = None  #: on the rank that writes
+        self.segments: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Before the first step, or when a run goes on."""
@@ -30,14 +53,36 @@ class RunRecord(Callback):
         products = products_of_all(module.device.type)
         if not trainer.is_global_zero:
             return
-        if trainer.ckpt_path is None or not has_record(self._folder):
-            described = self._describe(trainer, module)
-            write_record(self._folder, described | {"bf16_products": products})
-        else:
-            phases = phase_rows(module.policy, trainer.max_steps)
-            update_record(
-                self._folder, status="running", max_steps=trainer.max_steps, phases=phases
-            )
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        record = describe_run(trainer, module, data, self._start.config)
+        own = trainer.ckpt_path is not None and has_record(self._folder)
+        before = read_record(self._folder) if own else self._start.origin
+        record["bf16_products"] = products
+        record |= _carried(before, self._start, record)
+        record["identity"] = Identity.of(record, self._start.config).plain()
+        self.identity, self.segments = record["identity"], record["segments"]
+        if own:  # what the run was at its first start stays; how it went on is in the history
+            changed = ("status", "max_steps", "phases", "segments", "starts", "identity")
+            record = {k: v for k, v in before.items() if k not in ("error", "metrics")} | {
+                key: record[key] for key in changed
+            }
+        write_record(self._folder, record)
+
+    def announce(self, max_steps: int) -> None:
+        """A changed horizon begins a segment: said before it does."""
+        before = read_record(self._folder) if has_record(self._folder) else self._start.origin
+        for old in segments_of(before)[-1:]:
+            if old["max_steps"] != max_steps:
+                print(
+                    f"lowbit: a new segment from step {self._start.step + 1} on: max_steps "
+                    f"{old['max_steps']} -> {max_steps}, and with it the schedule. Not a pair of a "
+                    "run without it; another run_dir starts anew",
+                    flush=True,
+                )
+
+    def sign(self, folder: Path) -> None:
+        """Leave in `folder` whose weights these are."""
+        sign_weights(folder, self.identity, self.segments[-1]["max_steps"])
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
@@ -49,39 +94,67 @@ class RunRecord(Callback):
             status = "diverged" if isinstance(exception, NonFiniteError) else "failed"
             update_record(self._folder, status=status, error=str(exception))
 
-    def _describe(self, trainer: Trainer, module: PretrainModule) -> dict[str, Any]:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, TokenDataModule)
-        layers = module.quantized_layers
-        return {
-            "format_version": FORMAT_VERSION,
-            "status": "running",
-            "recipe": module.policy.name,
-            "control": module.control,
-            "recipe_table": [{"layer": n} | q.recipe.table() for n, q in layers.items()],
-            "phases": phase_rows(module.policy, trainer.max_steps),
-            "backend": sorted({layer.backend.name for layer in layers.values()}),
-            "kernels": kernels.enabled(module.device.type),
-            "seed": module.seed,
-            "data": {
-                "path": str(data.path),
-                "fingerprint": data.fingerprint,
-                "seq_len": data.seq_len,
-                "global_batch_size": data.global_batch_size,
-                "vocab_size": data.vocab_size,
-                "seed": data.seed,
-                "val_windows": data.val_windows,
-                "val_choice": data.val_choice,
-            },
-            "model": module.model.config.to_dict(),
-            "parameters": sum(p.numel() for p in module.parameters()),
-            "initial_weights": module.initial_weights,
-            "init_from": module.init_from,
-            "max_steps": trainer.max_steps,
-            "precision": str(trainer.precision),
-            "world_size": trainer.world_size,
-            "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "threads": torch.get_num_threads(),
-            **code_origin(),
-            "command": self._command,
-        }
+
+def _carried(before: dict[str, Any], start: Start, record: dict[str, Any]) -> dict[str, Any]:
+    """What the run's earlier starts decided: its weights and segments, and a line for this one."""
+    now = {key: record[key] for key in ("max_steps", "accumulate_grad_batches", "phases")}
+    now["val_check_interval"] = start.config["trainer"]["val_check_interval"]
+    segments = continued(segments_of(before), now, start.step)
+    starts = [*before.get("starts", []), _start_row(start, record)]
+    found: dict[str, Any] = {"segments": segments, "starts": starts}
+    if start.step and (weights := initial_weights_of(before)) is not None:
+        found["initial_weights"] = weights
+    return found
+
+
+def _start_row(start: Start, record: dict[str, Any]) -> dict[str, Any]:
+    """Provenance: beside the identity, no part of it."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    kept = ("command", "versions", "machine", "commit", "threads", "world_size")
+    return {"time": when, "after_step": start.step} | {key: record[key] for key in kept}
+
+
+def describe_run(
+    trainer: Trainer, module: PretrainModule, data: TokenDataModule, config: dict[str, Any]
+) -> dict[str, Any]:
+    """The record of a run that begins; before it has weights, without their hash."""
+    layers = module.quantized_layers
+    return {
+        "format_version": FORMAT_VERSION,
+        "status": "running",
+        "recipe": module.policy.name,
+        "control": module.control,
+        "recipe_table": [{"layer": n} | q.recipe.table() for n, q in layers.items()],
+        "phases": phase_rows(module.policy, trainer.max_steps),
+        "backend": sorted({layer.backend.name for layer in layers.values()}),
+        "kernels": kernels.enabled(module.device.type),
+        "seed": module.seed,
+        "declared": config.get("declared") or [],
+        "data": {
+            "path": str(data.path),
+            "fingerprint": data.fingerprint,
+            "seq_len": data.seq_len,
+            "global_batch_size": data.global_batch_size,
+            "vocab_size": data.vocab_size,
+            "seed": data.seed,
+            "val_windows": data.val_windows,
+            "val_choice": data.val_choice,
+        },
+        "model": module.model.config.to_dict(),
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "initial_weights": module.initial_weights,
+        "init_from": module.init_from,
+        "max_steps": trainer.max_steps,
+        "precision": str(trainer.precision),
+        "world_size": trainer.world_size,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "threads": torch.get_num_threads(),
+        **code_origin(),
+        "command": command_line(),
+    }
+
+
+def finish_record(folder: Path) -> None:
+    """The run has done all its steps and left its weights; metrics.csv is now as it stays."""
+    metrics = {"sha256": metrics_digest(folder)}
+    update_record(folder, status="finished", metrics=metrics)

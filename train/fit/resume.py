@@ -1,5 +1,6 @@
 """Where a run goes on from, and whether it is still the same run."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,22 +8,15 @@ from typing import Any
 from train.checkpoints.folder import (
     complete_checkpoints,
     find_resume_point,
+    read_manifest,
     rename_aside,
     step_of,
     sweep_leftovers,
     verify_checkpoint,
 )
-from train.config.strict_yaml import load_yaml
-from train.runs.record import run_status
-
-MAY_CHANGE = (
-    *("run_dir", "resume", "checkpoint_every", "keep_checkpoints", "disk_full", "config"),
-    *("diagnostics", "collective_timeout", "data.path", "data.num_workers", "trainer.max_steps"),
-    *("trainer.val_check_interval", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
-    *("trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator"),
-    *("trainer.max_time", "trainer.accumulate_grad_batches"),  # the global batch stays what it is
-    "model.gradient_checkpointing",  # the same bits
-)
+from train.runs.belonging import SEGMENTS, WHAT_IT_IS, run_identity
+from train.runs.identity import Identity, read_identity
+from train.runs.record import has_record, read_config, read_record, run_status
 
 
 def choose_resume_point(run_dir: Path, resume: str, *, is_writer: bool = True) -> Path | None:
@@ -65,33 +59,71 @@ def check_origin(point: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) 
             )
 
 
-def check_unchanged(saved: Path, config: dict[str, Any]) -> None:
-    """Raise ValueError with a field-by-field diff if `config` is not the run's own."""
-    before = _flat(load_yaml(saved.read_text()))
-    now = _flat(config)
-    changes = [
-        f"  {key}: {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _may_change(key)
-    ]
-    if changes:
-        lines = "\n".join(changes)
-        raise ValueError(f"the configuration differs from that of the run in {saved}:\n{lines}")
+def check_same_run(point: Path, run_dir: Path, now: Identity) -> None:
+    """Raise ValueError with a field-by-field diff unless `now` is the run in `run_dir`.
+
+    A checkpoint from before there were identities is known by the run folder that it lies in.
+    """
+    known = _identity_in(point)
+    for folder in (run_dir, *([] if known else [point.parent.parent])):
+        if (folder / "config.yaml").exists():
+            record = read_record(folder) if has_record(folder) else {}
+            _refuse_changes(folder, run_identity(folder, record), now)
 
 
-def _may_change(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+def check_same_origin(point: Path, now: Identity) -> None:
+    """The same by the checkpoint's own identity, wherever it lies."""
+    if known := _identity_in(point):
+        _refuse_changes(point, known, now)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}.{key}" if prefix else key)
-    return flat
+def _identity_in(point: Path) -> Identity | None:
+    plain = read_manifest(point)["origin"].get("identity")
+    return read_identity(plain, point) if plain else None
+
+
+def _refuse_changes(where: Path, saved: Identity, now: Identity) -> None:
+    if changes := saved.differences(now, *WHAT_IT_IS, but=SEGMENTS):
+        lines = "\n".join(f"  {change}" for change in changes)
+        raise ValueError(f"the configuration differs from that of the run in {where}:\n{lines}")
+
+
+def adopt_older(point: Path, run_dir: Path, config: Any, data: Any) -> None:
+    """What a run from before a field was recorded did, where today's default is another."""
+    for folder in (run_dir, point.parent.parent):
+        if (folder / "config.yaml").exists():
+            if "val_choice" not in read_config(folder)["data"] and data.val_windows is not None:
+                print(
+                    f"lowbit: {folder} is of an older lowbit: data.val_choice is first", flush=True
+                )
+                data.val_choice = config["data"]["val_choice"] = "first"
+            return
+
+
+def bring_rows(point: Path, run_dir: Path, now: Identity) -> None:
+    """A run that goes on from another folder's checkpoint takes the rows before it along."""
+    own, source = run_dir / "metrics.csv", point.parent.parent
+    if source.resolve() == run_dir.resolve() or _last_step(own) >= step_of(point):
+        return
+    theirs = source / "metrics.csv"
+    if not has_record(source) or _last_step(theirs) < step_of(point):
+        print(f"lowbit: {run_dir} lacks the rows up to step {step_of(point)}: none at {theirs}")
+        return
+    if run_identity(source, read_record(source)).differences(now, *WHAT_IT_IS, but=SEGMENTS):
+        print(f"lowbit: {run_dir} lacks the rows up to step {step_of(point)}: {source} is another")
+        return
+    shutil.copyfile(theirs, own)
+    print(f"lowbit: the rows up to step {step_of(point)} are those of {theirs}", flush=True)
+
+
+def _last_step(path: Path) -> int:
+    """0 without a row."""
+    if not path.exists():
+        return 0
+    rows = path.read_text(encoding="utf-8").splitlines()[1:]
+    return max((int(row.partition(",")[0]) for row in rows if row[:1].isdigit()), default=0)
 
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+    return text if len(text) < 400 else f"{text[:400]} ..."

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lowbit import bf16
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
 from train.fit.metrics_csv import MetricsCsv
+from train.fit.record import RunRecord
 from train.fit.signals import Preempted, StopRequest
 from train.model.generators import generator_states, restore_generators
 
@@ -41,8 +42,10 @@ class Checkpoints(Callback):
     state from before is saved, and the resumed run begins with the validation.
     """
 
-    def __init__(self, folder: Path, policy: SavePolicy, stop: StopRequest) -> None:
-        self._folder, self._policy, self._stop = folder, policy, stop
+    def __init__(
+        self, folder: Path, policy: SavePolicy, stop: StopRequest, record: RunRecord
+    ) -> None:
+        self._folder, self._policy, self._stop, self._record = folder, policy, stop, record
         self._restored: dict[str, Any] | None = None
         self._before_validation: dict[str, Any] | None = None
 
@@ -62,7 +65,7 @@ class Checkpoints(Callback):
         """At an optimizer step's end, unless it validates."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        validates = _validation_follows(trainer)
+        validates = _validation_follows(trainer) or _is_last(trainer)
         self._before_validation = self._position(trainer) if validates else None
         if not validates and self._due(trainer):
             self.save(trainer)
@@ -84,6 +87,8 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """The last step."""
+        if self._before_validation is not None:  # the interval did not end with it
+            _validate(trainer)
         self.save(trainer)
 
     def _due(self, trainer: Trainer) -> bool:
@@ -137,7 +142,11 @@ class Checkpoints(Callback):
         position = self._before_validation or self._position(trainer)
         checkpoint["loops"]["fit_loop"] = position["fit_loop"]
         checkpoint["rng"] = _gather(trainer, position["rng"])
-        checkpoint["origin"] = run_origin(trainer, module) | {"validation_pending": pending}
+        checkpoint["origin"] = run_origin(trainer, module) | {
+            "validation_pending": pending,
+            "identity": self._record.identity,
+            "segments": self._record.segments,
+        }
 
     def _position(self, trainer: Trainer) -> dict[str, Any]:
         fit_loop = copy.deepcopy(trainer.fit_loop.state_dict())
@@ -188,9 +197,18 @@ def _validate(trainer: Trainer) -> None:
 
 def _validation_follows(trainer: Trainer) -> bool:
     every = trainer.val_check_batch  # counts micro-batches
-    if not every or not trainer.enable_validation or not sum(trainer.num_val_batches):
+    if not every or not _has_validation(trainer):
         return False
     return (trainer.fit_loop.total_batch_idx + 1) % every == 0
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """The last weights are always validated."""
+    return trainer.global_step == trainer.max_steps and _has_validation(trainer)
+
+
+def _has_validation(trainer: Trainer) -> bool:
+    return trainer.enable_validation and bool(sum(trainer.num_val_batches))
 
 
 def run_origin(trainer: Trainer, module: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 from train.model.module import PretrainModule
 
@@ -22,6 +23,11 @@ class StepMetrics(Callback):
         """The step's time begins with its first micro-batch."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._began = time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
         self,
@@ -41,7 +47,7 @@ class StepMetrics(Callback):
             "tokens_seen": trainer.global_step * tokens,
             "train/loss": module.step_loss,
             "grad_norm": module.grad_norm,
-            "lr": module.optimization.lr * module.lr_factor(trainer.global_step - 1),
+            "lr": float(self._lr),
             "tokens_per_second": tokens / (time.perf_counter() - self._began),
         }
         module.log_row(row)

@@ -143,6 +143,12 @@ class PretrainModule(LightningModule):
 
     # --- training -------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        """The learning rate is the schedule's, not what a checkpoint of another horizon holds."""
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.optimization.lr * self.lr_factor(self.trainer.global_step)
+
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """A step's loss begins at zero with its first micro-batch."""
         state = self.state

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data.durable import write_durably
+from train.runs.belonging import foreign
+from train.runs.identity import Identity
 from train.runs.record import read_json
 
 _FILE = "cast_gap.json"
@@ -30,6 +32,16 @@ class CastGap:
     units: str = "windows, as if independent"  # whose spread the standard errors are
     arithmetic: str = "logits rounded as under autocast"  # of files that do not say
     along: tuple[dict[str, Any], ...] = ()  # the same at each kept checkpoint, by tokens_seen
+    of: dict[str, Any] | None = None  # identity of the run whose weights they are
+    under: str | None = None  # recipe hash of the run whose recipe it is
+
+    def stale(self, base: Identity, arm: Identity) -> str | None:
+        """Why it is not of these two runs; None for one that is, or that does not say."""
+        if wrong := foreign(self.of, base):
+            return f"of other weights, {wrong[0]}"
+        if self.under is not None and self.under != arm.recipe_hash:
+            return "under another recipe than this run's of that name"
+        return None
 
 
 def write_cast_gaps(folder: Path, gaps: dict[str, CastGap]) -> None:

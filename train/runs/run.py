@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from train.runs.belonging import metrics_digest, run_identity
+from train.runs.identity import Identity
 from train.runs.metrics import Array, is_empty, read_metrics
 from train.runs.record import checked_record, has_record
 
@@ -31,6 +33,21 @@ class Run:
     info: dict[str, Any]  # run.json
     metrics: dict[str, Array]  # one value per optimizer step; EMPTY where the cell was
     label: str = ""  # runs of one label differ in their seed alone
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the run is; ValueError where its folder contradicts it."""
+        return run_identity(self.path, self.info)
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """Fields in which it differs from others on purpose."""
+        return tuple(self.info.get("declared") or ())
+
+    @property
+    def arm(self) -> str:
+        """The label; the recipe's name where the label holds an override, which is then named."""
+        return self.recipe if self.declared else self.label
 
     @property
     def seed(self) -> int:
@@ -88,6 +105,10 @@ class Run:
 def read_run(path: Path) -> Run:
     """Its record and every step's metrics; ValueError for a folder that is not of this format."""
     info = checked_record(path)
+    run_identity(path, info)  # before the metrics: it says which file is not the run's
+    left = info.get("metrics", {}).get("sha256")
+    if left is not None and info["status"] == "finished" and left != metrics_digest(path):
+        raise ValueError(f"{path}/metrics.csv is not what this run left: another run's, or changed")
     return Run(path, info, read_metrics(path / "metrics.csv", info["status"]))
 
 

@@ -14,6 +14,7 @@ from data.corpus import Wheel
 from data.pretrained import load_vocabulary
 from data.vocabulary import Vocabulary
 from train.checkpoints.folder import complete_checkpoints, load_state, verify_checkpoint
+from train.runs.belonging import earlier_end, refuse_foreign, run_identity
 from train.runs.record import has_record, read_config, read_record
 from train.subjects.gguf import GGUF, llama_of, read_gguf, vocabulary_of
 
@@ -73,20 +74,25 @@ def _from_run(run: Path, checkpoint: Path | None) -> Subject:
     own = (data, config["data"].get("seq_len"), config.get("trainer", {}).get("precision"))
     tokenizer = data / "tokenizer.json"
     vocabulary = load_vocabulary(str(tokenizer)) if tokenizer.is_file() else None
+    identity, note = run_identity(run, read_record(run)), ""
     if checkpoint is None and (run / "hf").is_dir():
-        return Subject(_pretrained(str(run / "hf")), vocabulary, f"{run}/hf", *own)
+        earlier = earlier_end(run / "hf", identity, read_record(run))
+        if earlier is None:
+            return Subject(_pretrained(str(run / "hf")), vocabulary, f"{run}/hf", *own)
+        note = f" (not hf/, which is {earlier})"
     if checkpoint is None:
         found = complete_checkpoints(run / "checkpoints")
         if not found:
             raise FileNotFoundError(f"{run} has neither hf/ nor a complete checkpoint")
         checkpoint = max(found, key=lambda path: path.name)
-    verify_checkpoint(checkpoint)
+    origin = verify_checkpoint(checkpoint)["origin"]
+    refuse_foreign(checkpoint, origin.get("identity"), identity, segments=False)
     model = LlamaForCausalLM(LlamaConfig(**read_record(run)["model"]))
     saved = load_state(checkpoint)["state_dict"]
     weights = {k.removeprefix("model."): v for k, v in saved.items() if k.startswith("model.")}
     model.load_state_dict(weights)
     model.train(False)
-    return Subject(model, vocabulary, str(checkpoint), *own)
+    return Subject(model, vocabulary, f"{checkpoint}{note}", *own)
 
 
 def _from_hub(name: str) -> Subject:

@@ -18,6 +18,7 @@ from train.compare.branches import FILE, BranchSet, check_distinct, read_branche
 from train.config.strict_yaml import load_yaml
 from train.model.products import check_products
 from train.runs.provenance import code_origin, command_line
+from train.runs.record import has_record
 from train.sweep.request import SweepRequest, read_request
 from train.sweep.status import duration
 from train.sweep.target import FIRST_STAGE, check_target, second_stage
@@ -71,6 +72,8 @@ def _read(args: argparse.Namespace) -> tuple[list[BranchPoint], SweepRequest]:
     request = read_request(args)
     if request.config or request.arguments:
         raise ValueError("branches take their configuration from the checkpoints' runs: no -c")
+    if has_record(request.out) or any(request.out.glob("*/run.json")):
+        raise ValueError(f"--out {request.out} holds runs: choose another for branches")
     points = [BranchPoint.read(path) for path in args.branch_from]
     for point in points:
         if point.step + args.horizon > point.max_steps:
@@ -87,6 +90,7 @@ def _describe(points: list[BranchPoint], request: SweepRequest, horizon: int) ->
         arm["control"] = load_yaml(variant.recipe.read_text())["model"].get("control")
     checkpoints = [
         {"path": str(p.path), "step": p.step, "max_steps": p.max_steps, "digest": p.digest}
+        | ({"identity": p.identity} if p.identity else {})
         for p in points
     ]
     check_distinct(checkpoints)

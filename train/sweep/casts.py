@@ -27,8 +27,9 @@ from train.config.policies import read_policy
 from train.model.controls import perturb
 from train.model.head import AUTOCAST, NAMES, compared
 from train.model.initial import empty_model, random_model
+from train.runs.belonging import run_identity
 from train.runs.casts import CastGap
-from train.runs.record import read_config
+from train.runs.record import read_config, read_record
 from train.stats.serial import window_mean
 
 MAX_WINDOWS = 1024
@@ -57,12 +58,21 @@ def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
         gaps = models.gaps(windows, manifest.eos_id)  # of the last stay: the final weights
         for name, gap in gaps.items():
             place = {"step": step_of(checkpoint), "tokens_seen": step_of(checkpoint) * per_step}
-            numbers = {k: v for k, v in asdict(gap).items() if k != "along"}
+            numbers = {k: v for k, v in asdict(gap).items() if k not in ("along", "of", "under")}
             along.setdefault(name, []).append(place | numbers)
     if gaps:
         text = json.dumps(models.windows, allow_nan=False) + "\n"
         (baseline / "cast_windows.json").write_text(text, encoding="utf-8")
-    return {name: replace(gap, along=tuple(along[name])) for name, gap in gaps.items()}
+    of = run_identity(baseline, read_record(baseline)).plain()
+    under = {
+        record["recipe"]: run_identity(folder, record).recipe_hash
+        for folder in (*runs, baseline)
+        if not (record := read_record(folder)).get("control")
+    }
+    return {
+        name: replace(gap, along=tuple(along[name]), of=of, under=under.get(name))
+        for name, gap in gaps.items()
+    }
 
 
 class _Models:

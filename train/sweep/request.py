@@ -46,6 +46,8 @@ class PlannedRun:
     def command(self, configs: tuple[Path, ...]) -> list[str]:
         """`lowbit fit` for it."""
         layers = [part for path in (*configs, self.variant.recipe) for part in ("-c", str(path))]
+        if self.variant.changes:  # what `lowbit compare` names beside the recipe
+            layers += ["--declared", json.dumps([*self.variant.changes])]
         own = ["--run_dir", str(self.folder), "--seed_everything", str(self.seed)]
         return ["fit", *layers, *own, *self.arguments]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from train.compare.gaps import compare_pair
 from train.compare.stopping import Stopping, write_stopping
-from train.runs.casts import read_cast_gaps, write_cast_gaps
+from train.runs.belonging import run_identity
+from train.runs.casts import CastGap, read_cast_gaps, write_cast_gaps
 from train.runs.record import has_record, read_record, run_status
 from train.runs.run import Run, read_run
 from train.sweep.processes import Launcher, fit_command
@@ -82,8 +83,11 @@ def _become(request: SweepRequest, plan: list[PlannedRun], task: int) -> int:
     """This process turns into run `task`: signals, requeueing and exit codes are those of fit."""
     if not 0 <= task < len(plan):
         raise ValueError(f"--task {task}: the sweep has the tasks 0 to {len(plan) - 1}")
-    if (status := run_status(plan[task].folder)) in ENDED:
-        print(f"{plan[task].folder} is {status}")
+    from train.sweep.agreement import check_folder, ended_runs  # torch takes its time
+
+    check_folder(plan, request.config)
+    if ended_runs([plan[task]], request.config):
+        print(f"{plan[task].folder} is {run_status(plan[task].folder)}")
         return 0
     sys.stdout.flush()
     command = fit_command(plan[task], request.config)
@@ -91,10 +95,16 @@ def _become(request: SweepRequest, plan: list[PlannedRun], task: int) -> int:
 
 
 def _run_all(request: SweepRequest, plan: list[PlannedRun], args: argparse.Namespace) -> int:
+    from train.sweep.agreement import check_folder, ended_runs  # torch takes its time
+
+    check_folder(plan, request.config)
+    ended = ended_runs(plan, request.config)
+    for folder in (planned.folder for planned in plan if planned.folder in ended):
+        print(f"{folder} is {run_status(folder)}", flush=True)
     launcher = Launcher(request.config, args.jobs)
     failed: dict[Path, str] = {}
     for group in _stages(request, plan, args.target_se):
-        failed |= launcher.run([p for p in group if not _has_ended(p.folder)])
+        failed |= launcher.run([p for p in group if p.folder not in ended])
         failed |= _mispaired(plan)
         if launcher.stopped:
             return 128 + launcher.stopped
@@ -104,13 +114,6 @@ def _run_all(request: SweepRequest, plan: list[PlannedRun], args: argparse.Names
     print(f"next: lowbit compare {request.out}")
     diverged = any(run_status(planned.folder) == "diverged" for planned in plan)
     return 1 if failed else 3 if diverged else 0
-
-
-def _has_ended(folder: Path) -> bool:
-    if (status := run_status(folder)) not in ENDED:
-        return False
-    print(f"{folder} is {status}", flush=True)
-    return True
 
 
 def _stages(
@@ -166,7 +169,7 @@ def _evaluate_casts(plan: list[PlannedRun], failed: dict[Path, str]) -> None:
     for group in groups.values():
         baseline = group[0].folder
         done = [p for p in group if p.folder not in failed and run_status(p.folder) in ENDED]
-        known = read_cast_gaps(baseline)
+        known = _fresh_casts(baseline, [p.folder for p in done])
         names = {
             record["recipe"] for p in done if not (record := read_record(p.folder)).get("control")
         }
@@ -174,3 +177,20 @@ def _evaluate_casts(plan: list[PlannedRun], failed: dict[Path, str]) -> None:
             print(f"{baseline}: evaluating its weights under every recipe", flush=True)
             found = cast_gaps(baseline, [p.folder for p in done])
             write_cast_gaps(baseline, known | found)
+
+
+def _fresh_casts(baseline: Path, done: Sequence[Path]) -> dict[str, CastGap]:
+    """Those of the weights and recipes that are there now; others are evaluated anew."""
+    found = read_cast_gaps(baseline)
+    if not found or baseline not in done:
+        return {}
+    base = run_identity(baseline, read_record(baseline))
+    records = {folder: read_record(folder) for folder in done}
+    arms = {r["recipe"]: run_identity(f, r) for f, r in records.items() if not r.get("control")}
+    fresh = {}
+    for name, gap in found.items():
+        if name in arms and (why := gap.stale(base, arms[name])):
+            print(f"{baseline}: the cast gap of {name} is {why}", flush=True)
+        else:
+            fresh[name] = gap
+    return fresh

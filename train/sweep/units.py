@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from lowbit import bf16
 from train.checkpoints.folder import step_of, verify_checkpoint
 from train.model.module import PretrainModule
-from train.runs.record import read_config
+from train.runs.belonging import refuse_foreign, run_identity
+from train.runs.record import read_config, read_record
 from train.sweep.continuation import Continuation, Outcome, build_module
 from train.sweep.processes import begin_worker, share_cores
 from train.sweep.request import Variant
@@ -28,6 +29,7 @@ class BranchPoint:
     step: int
     digest: str
     config: dict[str, Any]
+    identity: dict[str, Any] | None = None  #: of the run; none of a run from before there were any
 
     @classmethod
     def read(cls, path: Path) -> "BranchPoint":
@@ -38,8 +40,10 @@ class BranchPoint:
         run = path.parent.parent
         if not (run / "config.yaml").exists():
             raise FileNotFoundError(f"{path} lies in no run folder: {run}/config.yaml is missing")
+        identity = manifest["origin"].get("identity")
+        refuse_foreign(path, identity, run_identity(run, read_record(run)), segments=False)
         digest = _digest(json.dumps(manifest["files"], sort_keys=True))
-        return cls(path, step_of(path), digest.hex(), read_config(run))
+        return cls(path, step_of(path), digest.hex(), read_config(run), identity)
 
     @property
     def max_steps(self) -> int:

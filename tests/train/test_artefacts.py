@@ -1,0 +1,383 @@
+"""What a run leaves behind says whose it is: moved, swapped, stale or foreign, it is found."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.checkpoints.folder import _encode
+from train.cli import main
+from train.runs.casts import CastGap, write_cast_gaps
+from train.runs.declaration import Group
+from train.runs.run import read_run
+
+Act = Callable[["Folders"], None]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A sweep of bf16 and mxint8, and runs that are not of it."""
+
+    own: Path
+    foreign: Path  #: of another seed
+    config: tuple[str, ...]
+    out: Path
+
+    @property
+    def bf16(self) -> Path:
+        return self.own / "bf16-s0"
+
+    @property
+    def mxint8(self) -> Path:
+        return self.own / "mxint8-s0"
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Path, tiny_data: Path, recipes: Path
+) -> Path:
+    import torch
+
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("artefacts")
+    for folder, name, more in (
+        ("own/bf16-s0", "bf16", ()),
+        ("own/mxint8-s0", "mxint8", ()),
+        ("foreign", "bf16", ("--seed_everything", "7")),
+    ):
+        layers = ("-c", str(tiny), "-c", str(recipes / f"{name}.yaml"))
+        place = ("--data.path", str(tiny_data), "--run_dir", str(out / folder))
+        short = ("--trainer.max_steps", "3", "--checkpoint_every", "1", *more)
+        assert main(["fit", *layers, *place, *short]) == 0
+    own = read_run(out / "own/bf16-s0").identity
+    arm = read_run(out / "own/mxint8-s0").identity
+    gap = CastGap(0.5, 0.1, 4, 128, of=own.plain(), under=arm.recipe_hash)
+    write_cast_gaps(out / "own/bf16-s0", {"mxint8": gap})
+    return out
+
+
+@pytest.fixture
+def folders(
+    trained: Path, tmp_path: Path, tiny: Path, tiny_data: Path, recipes: Path
+) -> Iterator[Folders]:
+    shutil.copytree(trained, tmp_path / "t")
+    config = ("-c", str(tiny), "-c", str(recipes / "bf16.yaml"), "--data.path", str(tiny_data))
+    short = ("--trainer.max_steps", "3", "--checkpoint_every", "1")
+    found = Folders(
+        tmp_path / "t" / "own", tmp_path / "t" / "foreign", config + short, tmp_path / "out"
+    )
+    yield found
+
+
+def edit(path: Path, change: Callable[[Any], None]) -> None:
+    plain = json.loads(path.read_text())
+    change(plain)
+    path.write_text(json.dumps(plain))
+
+
+def copy(a: Path, b: Path) -> None:
+    shutil.rmtree(b, ignore_errors=True)
+    (shutil.copytree if a.is_dir() else shutil.copyfile)(a, b)
+
+
+def point(run: Path, step: int = 3) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def edited_origin(f: Folders) -> None:
+    path = point(f.bf16) / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    del manifest["digest"]
+    manifest["origin"]["identity"]["fields"]["data.seq_len"] = 16
+    path.write_bytes(_encode(manifest))
+
+
+def compare(f: Folders) -> list[str]:
+    return ["compare", str(f.own), "--out", str(f.out)]
+
+
+def resume(f: Folders) -> list[str]:
+    return ["fit", *f.config, "--run_dir", str(f.bf16)]
+
+
+def evaluate(f: Folders) -> list[str]:
+    text = ("--windows", "1", "--seq-len", "16")
+    return ["eval", str(f.bf16), "--formats", "mxint8", *text]
+
+
+def branch(f: Folders) -> list[str]:
+    recipe = f.config[3]
+    arms = ("--recipes", recipe, "--horizon", "1", "--branches", "1", "--out", str(f.out))
+    return ["sweep", "--branch-from", str(point(f.bf16, 2)), *arms]
+
+
+def set_info(key: str, value: Any) -> Act:
+    return lambda f: edit(f.mxint8 / "run.json", lambda info: info.update({key: value}))
+
+
+def set_field(key: str, value: Any) -> Act:
+    return lambda f: edit(
+        f.mxint8 / "run.json", lambda info: info["identity"]["fields"].update({key: value})
+    )
+
+
+def yaml(run: str, before: str, after: str) -> Act:
+    def act(f: Folders) -> None:
+        path = f.own / run / "config.yaml"
+        assert before in path.read_text()
+        path.write_text(path.read_text().replace(before, after))
+
+    return act
+
+
+#: what is done, what is called then, and what is said
+REFUSED: dict[str, tuple[Act, Callable[[Folders], list[str]], str]] = {
+    "run.json of another run": (
+        lambda f: copy(f.foreign / "run.json", f.bf16 / "run.json"), compare,
+        "config.yaml is not this run's: seed_everything: 7 -> 0",
+    ),
+    "run.json of the other arm": (
+        lambda f: copy(f.bf16 / "run.json", f.mxint8 / "run.json"), compare,
+        "config.yaml is not this run's: model.policy.name",
+    ),
+    "another recipe's name": (
+        set_info("recipe", "mxfp8"), compare,
+        'run.json is not this run\'s: model.policy.name: "mxint8" -> "mxfp8"',
+    ),
+    "another precision": (set_info("precision", "32-true"), compare, "trainer.precision"),
+    "other weights' hash": (set_info("initial_weights", "0" * 64), compare, "initial_weights"),
+    "an edited field": (set_field("model.optimization.lr", 0.5), compare, "its hash was made of"),
+    "config.yaml of another run": (
+        lambda f: copy(f.foreign / "config.yaml", f.bf16 / "config.yaml"), compare,
+        "config.yaml is not this run's: seed_everything: 0 -> 7",
+    ),
+    "config.yaml edited": (
+        yaml("mxint8-s0", "lr: 0.01", "lr: 0.02"), compare, "model.optimization.lr: 0.01 -> 0.02",
+    ),
+    "config.yaml edited, resumed": (
+        yaml("bf16-s0", "val_windows: 4", "val_windows: 3"), resume, "data.val_windows: 4 -> 3",
+    ),
+    "metrics.csv of another run": (
+        lambda f: copy(f.foreign / "metrics.csv", f.bf16 / "metrics.csv"), compare,
+        "metrics.csv is not what this run left",
+    ),
+    "metrics.csv of the other arm": (
+        lambda f: copy(f.bf16 / "metrics.csv", f.mxint8 / "metrics.csv"), compare,
+        "metrics.csv is not what this run left",
+    ),
+    "checkpoint of another run": (
+        lambda f: copy(point(f.foreign), point(f.bf16)), resume,
+        "seed_everything: 7 -> 0",
+    ),
+    "checkpoint with an edited origin": (edited_origin, resume, "its hash was made of"),
+    "checkpoint of another run, branched from": (
+        lambda f: copy(point(f.foreign, 2), point(f.bf16, 2)), branch, "is of another run: ",
+    ),
+    "hf of another run": (
+        lambda f: copy(f.foreign / "hf", f.bf16 / "hf"), evaluate, "hf is of another run: ",
+    ),
+    "hf of the other arm": (
+        lambda f: copy(f.mxint8 / "hf", f.bf16 / "hf"), evaluate, "hf is of another run: ",
+    ),
+    "weights of the other arm": (
+        lambda f: copy(f.mxint8 / "hf/model.safetensors", f.bf16 / "hf/model.safetensors"),
+        evaluate, "is not what this run exported",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_artefact_of_another_run_is_refused(
+    case: str, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    act, call, message = REFUSED[case]
+    act(folders)
+    assert main(call(folders)) == 2
+    assert message in capsys.readouterr().err
+
+
+def extended(f: Folders) -> None:
+    for run, recipe in ((f.bf16, "bf16"), (f.mxint8, "mxint8")):
+        layers = ("-c", f.config[3].replace("bf16", recipe), "--run_dir", str(run))
+        assert main(["fit", *f.config, *layers, "--trainer.max_steps", "4"]) == 0
+
+
+STALE: dict[str, tuple[Act, str]] = {
+    "of the weights before an extension": (extended, "mxint8's is of other weights"),
+    "of another recipe under the name": (
+        lambda f: edit(f.bf16 / "cast_gap.json", lambda g: g["mxint8"].update(under="0" * 64)),
+        "mxint8's is under another recipe",
+    ),
+    "of another run's weights": (
+        lambda f: edit(
+            f.bf16 / "cast_gap.json",
+            lambda g: g["mxint8"].update(of=read_run(f.foreign).identity.plain()),
+        ),
+        "mxint8's is of other weights, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STALE)
+def test_a_stale_cast_gap_is_not_shown(
+    case: str, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(compare(folders)) == 0
+    assert "+0.50000 ± 0.10000" in capsys.readouterr().out
+    act, message = STALE[case]
+    act(folders)
+    capsys.readouterr()
+    assert main(compare(folders)) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert message in out and "+0.50000 ± 0.10000" not in out
+
+
+def test_hf_of_an_earlier_end_is_not_evaluated(
+    folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = folders.bf16.parent / "hf"
+    shutil.copytree(folders.bf16 / "hf", before)
+    extended(folders)
+    shutil.rmtree(folders.bf16 / "hf")
+    before.rename(folders.bf16 / "hf")
+    assert main(evaluate(folders)) == 0
+    assert "step-00000004 (not hf/, which is of step 3)" in capsys.readouterr().out
+
+
+def test_rows_come_along_to_a_fresh_folder(
+    folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And where they cannot, it is said."""
+    place = ("--run_dir", str(folders.out), "--resume", str(point(folders.bf16, 2)))
+    assert main(["fit", *folders.config, *place]) == 0
+    assert "the rows up to step 2 are those of" in capsys.readouterr().out
+    whole, found = read_run(folders.bf16), read_run(folders.out)
+    assert found.metrics["train/loss"].tolist() == whole.metrics["train/loss"].tolist()
+    assert found.identity.hash == whole.identity.hash
+    alone = folders.out.parent / "alone" / "checkpoints" / "step-00000002"
+    alone.parent.mkdir(parents=True)
+    point(folders.bf16, 2).rename(alone)
+    place = ("--run_dir", str(folders.out.parent / "new"), "--resume", str(alone))
+    assert main(["fit", *folders.config, *place]) == 0
+    assert "lacks the rows up to step 2" in capsys.readouterr().out
+
+
+def sweep(f: Folders, *more: str, recipe: str = "bf16") -> int:
+    recipes = ("--recipes", f.config[3].replace("bf16", recipe))
+    place = ("--out", str(f.own), "-c", f.config[1], *recipes)
+    return main(["sweep", *place, "--", *f.config[4:], *more])
+
+
+SWEEPS: dict[str, tuple[tuple[str, ...], str]] = {
+    "rate": (("--model.optimization.lr", "5e-3"), "model.optimization.lr: 0.01 -> 0.005"),
+    "length": (("--data.seq_len", "16"), "data.seq_len: 32 -> 16"),
+    "width": (("--model.llama.hidden_size", "32"), "model.llama.init_args.hidden_size: 64 -> 32"),
+    "no key": (("--model.foo", "1"), "model.foo"),
+    "shorter": (("--trainer.max_steps", "2"), "planned with 3 steps, not 2"),
+}
+
+
+@pytest.mark.parametrize("case", SWEEPS)
+@pytest.mark.parametrize("recipe", ["bf16", "mxfp8"])
+def test_a_sweep_called_with_other_arguments_is_refused(
+    case: str, recipe: str, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether its runs are there, or runs of another sweep in the same folder."""
+    arguments, message = SWEEPS[case]
+    if recipe == "mxfp8" and case in ("shorter", "no key"):
+        pytest.skip("fit's own word")
+    assert sweep(folders, *arguments, recipe=recipe) == 2
+    assert message in capsys.readouterr().err
+    assert not (folders.own / "mxfp8-s0").exists()
+
+
+def test_a_finished_sweep_is_done(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    from train.sweep.agreement import check_folder, ended_runs
+    from train.sweep.request import SweepRequest
+
+    files = tuple(Path(folders.config[3].replace("bf16", name)) for name in ("bf16", "mxint8"))
+    more, tiny = folders.config[4:], (Path(folders.config[1]),)
+    request = SweepRequest(folders.own, tiny, files, (0,), {}, more)
+    check_folder(request.runs(), request.config)
+    assert ended_runs(request.runs(), request.config) == {folders.bf16, folders.mxint8}
+    more += ("--trainer.max_steps", "5")
+    longer = SweepRequest(folders.own, tiny, files, (0,), {}, more)
+    assert ended_runs(longer.runs(), longer.config) == set()
+
+
+def test_branches_stay_out_of_a_folder_of_runs(
+    folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = branch(folders)
+    argv[-1] = str(folders.own)
+    assert main(argv) == 2
+    assert "holds runs: choose another for branches" in capsys.readouterr().err
+    assert not (folders.own / "branches.json").exists()
+
+
+def test_branches_of_another_run_are_no_part_of_a_comparison(
+    folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(branch(folders)) == 0
+    assert main(["compare", str(folders.own), str(folders.out)]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(folders.foreign), str(folders.out)]) == 2
+    assert "is of none of these runs: " in capsys.readouterr().err
+
+
+def test_golden_curves_of_another_run_are_no_pair(
+    folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = folders.out / "golden.json"
+    assert main([*compare(folders), "--export", str(golden)]) == 0
+    assert main([*compare(folders), "--import", str(golden), "--assert-equal"]) == 0
+    edit(golden, lambda g: g["runs"][0]["info"]["identity"]["fields"].update({"data.seq_len": 1}))
+    assert main([*compare(folders), "--import", str(golden)]) == 2
+    assert "its hash was made of" in capsys.readouterr().err
+
+
+# --- runs of an older lowbit (commit 4f99648) ---------------------------------------------------
+
+OLD = Path(__file__).parent / "old_runs"
+OLD_CONFIG = """
+model:
+  llama: {hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2,
+    num_key_value_heads: 1, vocab_size: 257, max_position_embeddings: 32, tie_word_embeddings: true}
+  optimization: {lr: 1.0e-2, warmup_steps: 1}
+data: {seq_len: 32, global_batch_size: 4, val_windows: 4}
+trainer: {max_steps: 4, val_check_interval: 2, accelerator: cpu, accumulate_grad_batches: 2}
+checkpoint_every: 2
+"""
+
+
+def test_old_runs_are_read_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(OLD), "--out", str(tmp_path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Without an identity, of an older lowbit: bf16 s0, bf16_perturbed s0" in out
+    assert read_run(OLD / "bf16-s0").identity.fields["trainer.val_check_interval"] == 2
+
+
+def test_an_old_run_goes_on(
+    tmp_path: Path, tiny_data: Path, recipes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From step 2, with its first windows; a changed field is refused by its name."""
+    shutil.copytree(OLD / "bf16-s0", tmp_path / "bf16-s0")
+    config = tmp_path / "old.yaml"
+    config.write_text(OLD_CONFIG)
+    layers = ("-c", str(config), "-c", str(recipes / "bf16.yaml"), "--data.path", str(tiny_data))
+    argv = ["fit", *layers, "--run_dir", str(tmp_path / "bf16-s0")]
+    assert main([*argv, "--model.optimization.lr", "0.5"]) == 2
+    assert "model.optimization.lr: 0.01 -> 0.5" in capsys.readouterr().err
+    assert main(argv) == 0
+    assert "is of an older lowbit: data.val_choice is first" in capsys.readouterr().out
+    before, after = read_run(OLD / "bf16-s0"), read_run(tmp_path / "bf16-s0")
+    for name in ("train/loss", "val/loss", "lr"):
+        assert after.metrics[name].tolist() == pytest.approx(
+            before.metrics[name].tolist(), rel=1e-4, nan_ok=True
+        )
+    assert after.identity.differences(before.identity, Group.SHARED, Group.SEED) == []
+    assert len(after.info["segments"]) == 1

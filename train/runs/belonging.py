@@ -1,0 +1,121 @@
+"""Whether what lies in a run folder belongs to the run: each artefact's identity against it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.runs.declaration import SEGMENT, Group
+from train.runs.identity import Difference, Identity, read_identity
+from train.runs.record import read_config, read_json
+
+WHAT_IT_IS = (Group.SHARED, Group.SEED, Group.RECIPE)
+SEGMENTS = (*SEGMENT, "segments")  # what differs between one run's starts
+
+
+def run_identity(folder: Path, record: Mapping[str, Any]) -> Identity:
+    """Of the run in `folder`, whose run.json holds `record`.
+
+    ValueError if run.json's own keys or config.yaml contradict the identity in it. A run from
+    before there were identities has the one that these two amount to.
+    """
+    config = _config(folder)
+    whole = Identity.of(record, config)
+    if not record.get("identity"):
+        return _as_today(whole)
+    stored = read_identity(record["identity"], folder / "run.json")
+    for name, found, but in (
+        ("run.json", Identity.of(record, None), ()),
+        ("config.yaml", Identity.of({}, config), SEGMENTS),
+    ):
+        if wrong := [d for d in stored.differences(found, *WHAT_IT_IS, but=but) if d.is_of_both]:
+            raise ValueError(f"{folder}/{name} is not this run's: {_first(wrong)}")
+    return Identity({**whole.part(Group.FREE, Group.NAMED), **stored.fields})
+
+
+def _as_today(old: Identity) -> Identity:
+    """Of a run from when `val_check_interval` counted micro-batches, and the first windows of the
+    split were the validation's.
+    """
+    fields = dict(old.fields)
+    if fields.get("data.val_windows") is not None:
+        fields.setdefault("data.val_choice", "first")
+    fields.setdefault("bf16_products", "native")  # as all did before there was a choice
+    every, accumulate = (
+        fields.get(f"trainer.{key}") for key in ("val_check_interval", "accumulate_grad_batches")
+    )
+    if isinstance(every, int) and isinstance(accumulate, int):
+        fields["trainer.val_check_interval"] = every / accumulate
+        if every % accumulate == 0:
+            fields["trainer.val_check_interval"] = every // accumulate
+    return Identity(fields)
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    found = read_config(folder) if (folder / "config.yaml").is_file() else None
+    return found if isinstance(found, dict) else None
+
+
+def foreign(
+    plain: Mapping[str, Any] | None, run: Identity, *, segments: bool = True
+) -> list[Difference]:
+    """In what an artefact's identity is not the run's; nothing where it has none.
+
+    Without `segments` it may be of an earlier or a later part of the run.
+    """
+    if not plain:
+        return []
+    but = () if segments else SEGMENTS
+    return read_identity(plain, "artefact").differences(run, *WHAT_IT_IS, but=but)
+
+
+def _first(differences: list[Difference]) -> str:
+    more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    return f"{differences[0]}{more}"
+
+
+def refuse_foreign(
+    where: object, plain: Mapping[str, Any] | None, run: Identity, *, segments: bool = True
+) -> None:
+    """ValueError, naming the first field and both values, unless the artefact is the run's."""
+    if wrong := foreign(plain, run, segments=segments):
+        raise ValueError(f"{where} is of another run: {_first(wrong)}")
+
+
+SIGNATURE = "lowbit.json"  # in hf/, beside the weights
+
+
+def sign_weights(hf: Path, identity: Mapping[str, Any] | None, step: int) -> None:
+    """Leave in a folder of exported weights whose they are, and after which step."""
+    files = {path.name: file_digest(path) for path in sorted(hf.glob("*.safetensors"))}
+    signed = {"identity": identity, "step": step, "files": files}
+    (hf / SIGNATURE).write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
+
+
+def earlier_end(hf: Path, run: Identity, record: Mapping[str, Any]) -> str | None:
+    """Of which earlier end of the run the exported weights are; None for those of its last step.
+
+    ValueError for weights of another run, and for others than were signed.
+    """
+    if not (hf / SIGNATURE).is_file():
+        return "of an unknown step" if record["status"] != "finished" else None
+    signed = read_json(hf / SIGNATURE)
+    refuse_foreign(hf, signed.get("identity"), run, segments=False)
+    for name, digest in signed.get("files", {}).items():
+        path = hf / Path(name).name
+        if not path.is_file() or file_digest(path) != digest:
+            raise ValueError(f"{path} is not what this run exported")
+    later = foreign(signed.get("identity"), run) or signed.get("step") != record["max_steps"]
+    return f"of step {signed.get('step')}" if later else None
+
+
+def metrics_digest(folder: Path) -> str:
+    """Of metrics.csv."""
+    return file_digest(folder / "metrics.csv")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of its bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
