@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.compare.dynamics import common_target, norm_trend, tokens_to
+from train.compare.dynamics import behaviour, common_target, norm_trend, tokens_to
 from train.runs.run import Run
 from train.stats.spikes import count_spikes, mean_before_spike
 
@@ -24,6 +24,15 @@ def test_target_is_one_that_all_reach() -> None:
     assert common_target(runs) == 2.5
     assert [tokens_to(one, 2.5) for one in runs] == [175.0, 200.0, None]
     assert tokens_to(runs[0], 4.0) == 100.0 and tokens_to(runs[0], None) is None
+
+
+@pytest.mark.parametrize(
+    ("val", "at_most"), [([2.5, 2.0], True), ([2.4, 3.0], True), ([2.6, 2.0], False), ([], False)]
+)
+def test_a_target_met_at_the_first_validation_was_met_before(
+    val: list[float], at_most: bool
+) -> None:
+    assert behaviour(run(val), 2.5)["tokens_to_target_at_most"] is at_most
 
 
 def test_spikes_are_those_that_training_reports() -> None:

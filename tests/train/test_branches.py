@@ -1,6 +1,7 @@
 """Branches: a continuation is the run's own, arms are paired, and what is done is kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,30 @@ def test_what_branches_cannot_do_is_refused(
     refused(capsys, "--jobs 0: at least 1", branch(run, out, bf16, more=("--jobs", "0")))
     refused(capsys, "beyond the run's last step", branch(run, out, bf16, more=("--horizon", "4")))
     assert not (tmp_path / "x").exists()
+
+
+def test_the_first_stage_tells_how_many_branches_there_are(
+    run: Path, recipes: Path, tmp_path: Path
+) -> None:
+    """Four; a smaller target, asked for later, takes more, by the spread of the same four."""
+    arms = (recipes / "bf16.yaml", recipes / "mxfp8.yaml")
+    found = []
+    for target in ("1.0", "1e-9"):
+        more = ("--target-se", target)
+        assert branch(run, tmp_path / "out", *arms, branches=5, more=more) == 0
+        found.append(read_branches(tmp_path / "out"))
+    few, all_planned = found
+    assert few is not None and all_planned is not None
+    assert (len(few.units), len(all_planned.units)) == (4, 5)
+    assert few.first_stage == all_planned.first_stage == 4
+    (gaps,) = all_planned.gaps()["mxfp8"]
+    (row,) = replace(all_planned, units=[{**u, "windows": None} for u in all_planned.units]).rows()
+    assert row["standard_error"] == pytest.approx(np.std(gaps[:4], ddof=1) / 5**0.5)
+    assert refused_target(run, tmp_path, *arms) == 2
+
+
+def refused_target(run: Path, out: Path, *arms: Path) -> int:
+    return branch(run, out / "none", *arms, more=("--target-se", "0"))
 
 
 def test_planted_learning_rate_moves_the_loss(run: Path, recipes: Path, tmp_path: Path) -> None:

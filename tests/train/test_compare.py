@@ -186,6 +186,16 @@ def test_diverged_and_failed_runs_are_shown(
     assert lowbit_compare(tmp_path, "--max-gap", 1) == 1
 
 
+@pytest.mark.parametrize("how", ["failed", "diverged"])
+def test_runs_that_ended_badly_are_in_no_mean(tmp_path: Path, make_run: Make, how: str) -> None:
+    for seed, loss in enumerate((2.0, 2.5, 9.0)):
+        status = how if seed == 2 else "finished"
+        make_run(tmp_path / f"bf16-s{seed}", TRAIN, {3: loss}, seed=seed, status=status)
+    (recipe,) = compare.compare(read_runs([tmp_path]))["recipes"]
+    assert recipe["mean_val_loss"] == 2.25
+    assert recipe["seed_spread"] == pytest.approx(0.125**0.5)
+
+
 def test_one_seed_has_no_verdict(tmp_path: Path, make_run: Make, capsys: Capture) -> None:
     base = make_run(tmp_path / "bf16-s0", TRAIN, VAL)
     make_run(tmp_path / "mxint8-s0", TRAIN, {3: 2.5}, recipe="mxint8")

@@ -13,6 +13,7 @@ import pytest
 
 from train.compare.compare import compare
 from train.compare.overlay import write_overlay
+from train.compare.plot import _branch_names
 from train.compare.report import MAX_POINTS, _thinned, write_report
 from train.runs.run import read_runs
 
@@ -116,3 +117,18 @@ def test_tensorboard_shows_the_same_curves(report: Path, tmp_path: Path) -> None
         "custom_scalars__config__"
         in EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["tensors"]
     )
+
+
+@pytest.mark.parametrize(
+    ("horizons", "names"),
+    [
+        ((5, 5), ["x, H = 5\na", "x, H = 5\nb"]),
+        ((5, 9), ["x, H = 5", "x, H = 9"]),
+    ],
+)
+def test_two_sets_of_branches_have_two_names(horizons: tuple[int, int], names: list[str]) -> None:
+    row = {"label": "x", "low": 0.0, "diverged": 0}
+    sets = [({"path": f"runs/{n}", "horizon": h}, row) for n, h in zip("ab", horizons, strict=True)]
+    assert _branch_names(sets) == names
+    bare = [(sets[0][0], {"label": "x", "low": None, "diverged": 2})]
+    assert _branch_names(bare) == ["x, H = 5, 2 diverged, no interval"]
