@@ -94,14 +94,15 @@ def main() -> None:
         for dim in (-1, 0):
             calls[f"{name} dim {dim}"] = partial(fake_quantize, x, block_format(name), dim)
     calls["torchao mxfp8 dim -1"] = torchao_mxfp8(x)
-    print(f"{'':22}{'ms':>8}{'x copy_':>9}{'peak / input':>14}")
+    print(f"{'':22}{'ms':>8}{'ns/value':>10}{'x copy_':>9}{'peak / input':>14}")
     with kernels.using(args.kernels):
         for name, call in calls.items():
             if call is None:
                 continue
             own, ratio = paired(call, copy, args.repeats, args.device)
             peak = peak_bytes(call, x) / x.nbytes
-            print(f"{name:22}{1e3 * own:8.2f}{ratio:9.2f}{peak:14.1f}", flush=True)
+            each = 1e9 * own / x.numel()
+            print(f"{name:22}{1e3 * own:8.2f}{each:10.3f}{ratio:9.2f}{peak:14.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -44,5 +44,9 @@ def machine(device: torch.device) -> str:
 
 def _processor() -> str:
     found = torch.cpu.get_capabilities()
-    flags = [flag for flag in ("avx512_bf16", "avx512_vnni", "amx_int8") if found.get(flag)]
+    flags = [
+        flag
+        for flag in ("avx2", "avx_vnni", "avx512_bf16", "avx512_vnni", "amx_int8")
+        if found.get(flag)
+    ]
     return " ".join([str(found.get("cpu_name", platform.machine())), *flags])

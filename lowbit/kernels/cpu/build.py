@@ -158,6 +158,6 @@ def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for part in (real, status.st_size, status.st_mtime_ns, *flags, _processor()):
         digest.update(f"{part}\n".encode())
-    for source in sorted((*_SOURCES.glob("*.cpp"), *_SOURCES.glob("*.h"))):
+    for source in sorted((*_SOURCES.glob("*.cpp"), *_SOURCES.rglob("*.h"))):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:24]

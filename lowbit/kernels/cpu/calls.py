@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lowbit.formats import E4M3
@@ -15,6 +16,7 @@ from lowbit.kernels.layout import Layout, layout, without_gaps
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 _CHUNK = 1024  # values
+_LONGEST = 131_008  # values: products of -128 add up to less than 2^31; whole vectors
 _SERIAL = 1 << 15  # values; waking other threads costs more than quantizing so few
 #: whether oneDNN's BF16 product takes much longer for a transposed view: with AMX by half
 TRANSPOSING_PAYS = bool(torch.cpu.get_capabilities().get("amx_bf16"))
@@ -186,6 +188,7 @@ def integer_matmul(
     a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Operator `lowbit::integer_matmul`."""
+    a, a_scales, b, b_scales = *_shorter(a, a_scales), *_shorter(b, b_scales)
     out = a.new_empty(a.shape[0], b.shape[0], dtype=dtype)
     blocks = a_scales.shape[1]
     product = Product(
@@ -196,3 +199,15 @@ def integer_matmul(
     if library().lowbit_integer_matmul(ctypes.byref(product)):
         raise RuntimeError("the system does not let this process use the matrix unit (AMX)")
     return out
+
+
+def _shorter(codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks whose INT32 sums could wrap, as several of the same scale."""
+    blocks = scales.shape[1]
+    size = codes.shape[1] // blocks
+    if size <= _LONGEST:
+        return codes, scales
+    parts = -(-size // _LONGEST)
+    part = -(-size // parts // 64) * 64
+    padded = F.pad(codes.reshape(-1, blocks, size), (0, parts * part - size))
+    return padded.flatten(1), scales.repeat_interleave(parts, 1)

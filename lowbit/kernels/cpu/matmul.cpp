@@ -3,53 +3,65 @@
 //
 //     out[m, n] = sum over blocks of  a_scale[m, block] b_scale[n, block]  sum of a[m, k] b[n, k]
 //
-// Operands are packed in panels of ROWS and COLUMNS rows; panels.h says how.
+// Operands are packed in panels of ROWS and COLUMNS rows; dots/panels.h says how.
 
 #if defined(__AMX_INT8__) && defined(__linux__)
-#include "dots_amx.h"
+#include "dots/amx.h"
 #elif defined(__AVX512VNNI__)
-#include "dots_vnni.h"
+#include "dots/vnni.h"
+#elif defined(__AVX2__) && defined(__FMA__)
+#include "dots/avx2.h"
 #else
-#include "dots_portable.h"
+#include "dots/portable.h"
 #endif
+#include "dots/careful.h"
+#include "lines.h"
 
 #include <algorithm>
-#include <memory>
 
 namespace {
+
+struct Product {
+    const int8_t *a, *b;
+    const float *a_scales, *b_scales;
+    void* out;
+    int64_t m, n, blocks, size;
+    int64_t a_row_step, a_block_step, b_row_step, b_block_step;
+    int32_t bf16, threads;
+};
 
 struct Side {
     const int8_t* given;  // [rows, blocks x size]
     const float* given_scales;  // of row r and block b at r * row_step + b * block_step
     int64_t rows, row_step, block_step;
     int64_t width;  // rows of a panel
-    std::unique_ptr<int8_t[]> codes;
-    std::unique_ptr<float[]> scales;
-    std::unique_ptr<int32_t[]> starts;
+    Lines<Code> codes;
+    Lines<float> scales;
+    Lines<int32_t> starts;
 
     void reserve(const Shape& shape) {
         const int64_t padded = panels() * width;
-        codes.reset(new int8_t[padded * shape.blocks * shape.size]);
-        scales.reset(new float[padded * shape.blocks]);
-        starts.reset(new int32_t[padded * shape.blocks]);
+        codes = Lines<Code>(padded * shape.blocks * shape.size);
+        scales = Lines<float>(padded * shape.blocks);
+        starts = Lines<int32_t>(padded * shape.blocks);
     }
     int64_t panels() const { return (rows + width - 1) / width; }
     Panel panel(int64_t i, const Shape& shape) const {
-        return Panel{codes.get(), scales.get(), starts.get()}.from(i * shape.blocks, shape.size, width);
+        return Panel{codes.data(), scales.data(), starts.data()}.from(i * shape.blocks, shape.size, width);
     }
 };
 
 // RUN values of a row lie together; those of rows that are not there stay unset: nobody reads their
 // products.
 template <int64_t RUN, class Change>
-void pack_row(const int8_t* from, int8_t* to, int64_t depth, int64_t step, Change change) {
+void pack_row(const int8_t* from, Code* to, int64_t depth, int64_t step, Change change) {
     for (int64_t k = 0; k < depth; k += RUN, to += step)
         for (int64_t i = 0; i < RUN; i++) to[i] = change(from[k + i]);
 }
 
 void pack_scales(const Side& side, const Shape& shape, int64_t row) {
     const int64_t panel = row / side.width;
-    float* to = side.scales.get() + panel * shape.blocks * side.width + row % side.width;
+    float* to = side.scales.data() + panel * shape.blocks * side.width + row % side.width;
     const float* from = side.given_scales + row * side.row_step;
     for (int64_t b = 0; b < shape.blocks; b++) to[b * side.width] = from[b * side.block_step];
 }
@@ -57,9 +69,12 @@ void pack_scales(const Side& side, const Shape& shape, int64_t row) {
 void pack_left(const Side& side, const Shape& shape, int64_t row) {
     const int64_t panel = row / ROWS, depth = shape.blocks * shape.size;
     const int8_t* from = side.given + row * depth;
-    int8_t* to = side.codes.get() + panel * depth * ROWS + row % ROWS * shape.size;
+    Code* to = side.codes.data() + panel * depth * ROWS + row % ROWS * shape.size;
     pack_scales(side, shape, row);
-    const auto change = [](int8_t v) { return OFFSET_LEFT ? int8_t(v ^ -128) : v; };
+    const auto change = [](int8_t v) { return Code(OFFSET_LEFT ? int8_t(v ^ -128) : v); };
+    if (GROUPS_LEFT)
+        return pack_row<GROUP>(from, side.codes.data() + panel * depth * ROWS + row % ROWS * GROUP, depth,
+                               GROUP * ROWS, change);
     if (shape.size == 32) return pack_row<32>(from, to, depth, 32 * ROWS, change);
     for (int64_t b = 0; b < shape.blocks; b++, from += shape.size, to += ROWS * shape.size)
         pack_row<16>(from, to, shape.size, 16, change);
@@ -69,12 +84,12 @@ void pack_right(const Side& side, const Shape& shape, int64_t row) {
     const int64_t panel = row / COLUMNS, depth = shape.blocks * shape.size;
     const int8_t* from = side.given + row * depth;
     pack_scales(side, shape, row);
-    pack_row<4>(from, side.codes.get() + panel * depth * COLUMNS + row % COLUMNS * 4, depth,
-                4 * COLUMNS, [](int8_t v) { return v; });
+    pack_row<GROUP>(from, side.codes.data() + panel * depth * COLUMNS + row % COLUMNS * GROUP, depth,
+                    GROUP * COLUMNS, [](int8_t v) { return Code(v); });
     if (!OFFSET_LEFT) return;
-    int32_t* starts = side.starts.get() + panel * shape.blocks * COLUMNS + row % COLUMNS;
+    int32_t* starts = side.starts.data() + panel * shape.blocks * COLUMNS + row % COLUMNS;
     for (int64_t b = 0; b < shape.blocks; b++, from += shape.size) {
-        int32_t sum = 0;
+        int32_t sum = 0;  // of a block so short that 128 times it fits, as any of its dot products
         for (int64_t k = 0; k < shape.size; k++) sum += from[k];
         starts[b * COLUMNS] = -128 * sum;
     }
@@ -82,15 +97,17 @@ void pack_right(const Side& side, const Shape& shape, int64_t row) {
 
 // Sums of this many blocks are summed again: rounding errors grow with the longer of the two sums.
 constexpr int64_t SPAN = 32;
+constexpr int64_t DOWN = 96 / ROWS, ACROSS = 256 / COLUMNS;  // panels of a task
+using Tile = float[ROWS * COLUMNS];
 
-void panel_product(const Shape& shape, const Panel& a, const Panel& b, float* out) {
-    span_product({std::min(SPAN, shape.blocks), shape.size}, a, b, out);
-    for (int64_t done = SPAN; done < shape.blocks; done += SPAN) {
-        float more[ROWS * COLUMNS];
-        span_product({std::min(SPAN, shape.blocks - done), shape.size},
-                     a.from(done, shape.size, ROWS), b.from(done, shape.size, COLUMNS), more);
-        for (int64_t i = 0; i < ROWS * COLUMNS; i++) out[i] += more[i];
-    }
+int64_t rows_of(const Product& p, int64_t i) { return std::min(ROWS, p.m - i * ROWS); }
+
+// Lines that are written when tile (i, j) is done come meanwhile: stores that wait for memory hold up all
+// stores after them.
+void expect(const Product& p, int64_t i, int64_t j) {
+    const int64_t size = p.bf16 ? 2 : 4, at = i * ROWS * p.n + j * COLUMNS;
+    for (int64_t m = 0; m < rows_of(p, i); m++)
+        __builtin_prefetch(static_cast<char*>(p.out) + (at + m * p.n) * size, 1);
 }
 
 template <class Out>
@@ -105,18 +122,39 @@ void write(const float* tile, int64_t rows, int64_t columns, Out* out, int64_t s
         for (int64_t n = 0; n < columns; n++) store<false>(out + m * step + n, tile[m * COLUMNS + n]);
 }
 
+void write(const float* tile, const Product& p, int64_t i, int64_t j, int64_t columns) {
+    const int64_t at = i * ROWS * p.n + j * COLUMNS;
+    if (p.bf16)
+        write(tile, rows_of(p, i), columns, static_cast<Bf16*>(p.out) + at, p.n);
+    else
+        write(tile, rows_of(p, i), columns, static_cast<float*>(p.out) + at, p.n);
+}
+
+// Panels of `a` from `top` to `end` times panel `j` of `b`, of which a span stays in the nearest cache.
+void column_of_tiles(const Product& p, const Side& a, int64_t top, int64_t end, const Side& b,
+                     int64_t j) {
+    const Shape shape{p.blocks, p.size};
+    const Panel right = b.panel(j, shape);
+    const int64_t columns = std::min(COLUMNS, p.n - j * COLUMNS);
+    const auto product = is_huge(right, shape.blocks, columns) ? careful_product : span_product;
+    alignas(64) Tile tiles[DOWN], more;
+    for (int64_t done = 0; done < shape.blocks; done += SPAN) {
+        const Shape span{std::min(SPAN, shape.blocks - done), shape.size};
+        const bool last = done + SPAN >= shape.blocks;
+        for (int64_t i = top; i < end; i++) {
+            float* sums = tiles[i - top];
+            if (last) expect(p, i, j);
+            product(span, a.panel(i, shape).from(done, shape.size, ROWS),
+                    right.from(done, shape.size, COLUMNS), done ? more : sums);
+            for (int64_t at = 0; done && at < ROWS * COLUMNS; at++) sums[at] += more[at];
+            if (last) write(sums, p, i, j, columns);
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
-
-struct Product {
-    const int8_t *a, *b;
-    const float *a_scales, *b_scales;
-    void* out;
-    int64_t m, n, blocks, size;
-    int64_t a_row_step, a_block_step, b_row_step, b_block_step;
-    int32_t bf16, threads;
-};
 
 // 0, or 1 where the operating system keeps the units that the code was compiled for.
 int32_t lowbit_integer_matmul(const Product* p) {
@@ -125,7 +163,6 @@ int32_t lowbit_integer_matmul(const Product* p) {
     Side a{p->a, p->a_scales, p->m, p->a_row_step, p->a_block_step, ROWS, {}, {}, {}};
     Side b{p->b, p->b_scales, p->n, p->b_row_step, p->b_block_step, COLUMNS, {}, {}, {}};
     a.reserve(shape), b.reserve(shape);
-    constexpr int64_t DOWN = 96 / ROWS, ACROSS = 256 / COLUMNS;  // panels of a task
     const int64_t across = (b.panels() + ACROSS - 1) / ACROSS;
     const int64_t tasks = (a.panels() + DOWN - 1) / DOWN * across;
 #pragma omp parallel num_threads(p->threads) if (p->threads > 1)
@@ -135,22 +172,11 @@ int32_t lowbit_integer_matmul(const Product* p) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < p->n; i++) pack_right(b, shape, i);
         set_tiles(shape);
-        float tile[ROWS * COLUMNS];
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; task++) {
             const int64_t top = task / across * DOWN, left = task % across * ACROSS;
-            for (int64_t j = left; j < std::min(left + ACROSS, b.panels()); j++) {
-                for (int64_t i = top; i < std::min(top + DOWN, a.panels()); i++) {
-                    panel_product(shape, a.panel(i, shape), b.panel(j, shape), tile);
-                    const int64_t rows = std::min(ROWS, p->m - i * ROWS);
-                    const int64_t columns = std::min(COLUMNS, p->n - j * COLUMNS);
-                    const int64_t at = i * ROWS * p->n + j * COLUMNS;
-                    if (p->bf16)
-                        write(tile, rows, columns, static_cast<Bf16*>(p->out) + at, p->n);
-                    else
-                        write(tile, rows, columns, static_cast<float*>(p->out) + at, p->n);
-                }
-            }
+            for (int64_t j = left; j < std::min(left + ACROSS, b.panels()); j++)
+                column_of_tiles(*p, a, top, std::min(top + DOWN, a.panels()), b, j);
         }
         clear_tiles();
     }

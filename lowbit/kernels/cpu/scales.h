@@ -1,28 +1,12 @@
 // The scales of all blocks of a strip, from their largest magnitudes.
 #pragma once
 
+#include "lines.h"
 #include "quantize.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
 namespace {
-
-// Starts at a cache line: what a vector reads across two costs twice.
-template <class Value>
-struct Lines {
-    static constexpr std::align_val_t LINE{64};
-    struct Free {
-        void operator()(Value* values) const { ::operator delete[](values, LINE); }
-    };
-    std::unique_ptr<Value[], Free> values;
-
-    explicit Lines(int64_t n)
-        : values(static_cast<Value*>(::operator new[](n * sizeof(Value), LINE))) {}
-    Value* data() const { return values.get(); }
-    Value& operator[](int64_t i) const { return values[i]; }
-};
 
 // Of a strip; an entry a block.
 struct Scratch {

@@ -1,5 +1,6 @@
 """The integer product against float64 on the dequantized operands, and against emulation."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -76,11 +77,77 @@ def test_has_the_bits_of_its_definition(name: str, shape: tuple[int, int, int]) 
     _assert_defined(name, shape)
 
 
+def _product(a: torch.Tensor, b: torch.Tensor, scales: list[torch.Tensor]) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.lowbit.integer_matmul(
+        a.to(torch.int8), scales[0], b.to(torch.int8), scales[1], torch.float32
+    )
+    return found
+
+
+@pytest.mark.parametrize("extremes", [(-128, -128), (-128, 127), (127, -128), (127, 127)], ids=str)
+@pytest.mark.parametrize("size", [16, 32, 48, 256])
+def test_is_exact_at_the_ends_of_the_codes(extremes: tuple[int, int], size: int) -> None:
+    a = torch.full((19, size), float(extremes[0]))
+    b = torch.full((35, size), float(extremes[1]))
+    a[7, ::2], b[9, 1::2] = 127, -1
+    ones = [torch.ones(19, 1), torch.ones(35, 1)]
+    assert torch.equal(_product(a, b, ones).double(), a.double() @ b.double().t())
+    a, b = (torch.randint(-128, 128, (n, size)) for n in (19, 35))
+    assert torch.equal(_product(a, b, ones).long(), a @ b.t())
+
+
+@pytest.mark.parametrize("size", [131_008, 131_072, 133_152, 400_016])
+@pytest.mark.parametrize("code", [127, -128])
+def test_long_blocks_do_not_wrap(size: int, code: int) -> None:
+    a, b = torch.full((2, 2 * size), code), torch.full((3, 2 * size), code)
+    b[1, :size] = -1
+    b[2] *= torch.tensor([1, 0]).repeat(size)
+    scales = [torch.tensor([[2.0, 4.0]]).expand(n, 2) for n in (2, 3)]
+    exact = sum(
+        s * s * (x.double() @ y.double().t())
+        for s, x, y in zip((2, 4), a.split(size, 1), b.split(size, 1), strict=True)
+    )
+    torch.testing.assert_close(_product(a, b, scales).double(), exact, rtol=2e-7, atol=0)
+
+
+SCALES = [(2.0**-120, 2.0**120), (2.0**120, 2.0**-120), (2.0**-127, 2.0**127), (1e-30, 3e35)]
+
+
+@pytest.mark.parametrize("scales", SCALES, ids=str)
+def test_scales_that_cancel_do_not_overflow(scales: tuple[float, float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-127, 128, (n, 64 * 32), generator=generator) for n in (19, 40))
+    a[3, :32] = 0
+    large = [torch.full((n, 64), s) for n, s in zip((19, 40), scales, strict=True)]
+    exact = large[0][0, 0].double() * large[1][0, 0].double() * (a.double() @ b.double().t())
+    found = _product(a, b, large).double()
+    assert float((found - exact).norm() / exact.norm()) <= 2e-7
+    if scales[0] * scales[1] == 1:  # powers of two: no bit differs
+        assert torch.equal(found.float(), _product(a, b, [x * 0 + 1 for x in large]))
+
+
+def test_what_overflows_is_infinite_and_what_is_nothing_stays_so() -> None:
+    a, b = torch.tensor([[1] * 32, [0] * 32]), torch.ones(1, 32)
+    large = [torch.full((2, 1), 2.0**100), torch.full((1, 1), 2.0**100)]
+    assert _product(a, b, large).flatten().tolist() == [math.inf, 0]
+    large[1] = torch.full((1, 1), math.nan)
+    assert _product(a, b, large).isnan().all()
+
+
 @pytest.mark.slow  # compiles each
 def test_has_the_bits_of_its_definition_on_every_level(level: str) -> None:
     for name in ("mxint8", "mxint4", "nvint8", "int8"):
         for shape in SHAPES:
             _assert_defined(name, shape)
+    for codes in ((-128, -128), (-128, 127), (127, -128)):
+        for size in (16, 32, 48, 256):
+            test_is_exact_at_the_ends_of_the_codes(codes, size)
+    for code in (127, -128):
+        test_long_blocks_do_not_wrap(133_152, code)
+    for scales in SCALES:
+        test_scales_that_cancel_do_not_overflow(scales)
+    test_what_overflows_is_infinite_and_what_is_nothing_stays_so()
+    test_a_block_that_is_not_finite_spoils_its_row_alone()
 
 
 def test_a_block_that_is_not_finite_spoils_its_row_alone() -> None:

@@ -10,7 +10,11 @@
 namespace {
 
 constexpr int64_t ROWS = 16, COLUMNS = 16;
+using Code = int8_t;
 constexpr bool OFFSET_LEFT = false;
+constexpr int64_t GROUP = 4;
+constexpr bool GROUPS_LEFT = false;
+using Panel = PanelOf<Code>;
 
 struct Tiles {  // the layout that LDTILECFG reads
     uint8_t palette = 1, start_row = 0, reserved[14] = {};

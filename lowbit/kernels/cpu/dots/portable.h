@@ -8,7 +8,11 @@
 namespace {
 
 constexpr int64_t ROWS = 16, COLUMNS = 16;
+using Code = int8_t;
 constexpr bool OFFSET_LEFT = false;
+constexpr int64_t GROUP = 4;
+constexpr bool GROUPS_LEFT = false;
+using Panel = PanelOf<Code>;
 
 bool allow_tiles() { return true; }
 void set_tiles(const Shape&) {}

@@ -8,7 +8,11 @@
 namespace {
 
 constexpr int64_t ROWS = 6, COLUMNS = 32;  // 12 dot products and 12 sums leave 8 of 32 registers
+using Code = int8_t;
 constexpr bool OFFSET_LEFT = true;
+constexpr int64_t GROUP = 4;
+constexpr bool GROUPS_LEFT = false;
+using Panel = PanelOf<Code>;
 
 bool allow_tiles() { return true; }
 void set_tiles(const Shape&) {}
