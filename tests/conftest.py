@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lowbit import bf16
-
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run in its interpreter
+
+from lowbit import bf16  # which imports Triton
 
 
 @pytest.fixture(scope="session", autouse=True)
