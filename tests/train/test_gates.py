@@ -118,6 +118,20 @@ def test_what_is_not_equal(tmp_path: Path, make_run: Make, case: str, golden: bo
     assert lowbit_compare(*order) == 1
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [("failed", "finished"), ("finished", "failed"), ("failed", "failed"),
+                       ("running", "finished")],
+)  # fmt: skip
+def test_equal_curves_of_runs_that_ended_otherwise(
+    tmp_path: Path, make_run: Make, one: str, other: str
+) -> None:
+    folders = [
+        make_run(tmp_path / out / "bf16-s0", TRAIN, VAL, status=status)
+        for out, status in (("old", one), ("new", other))
+    ]
+    assert lowbit_compare(*folders, "--assert-equal") == 1
+
+
 def test_assert_equal_wants_a_partner_for_every_run(tmp_path: Path, make_run: Make) -> None:
     for name in ("bf16", "x"):
         make_run(tmp_path / "old" / f"{name}-s0", TRAIN, VAL, recipe=name)

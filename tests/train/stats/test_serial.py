@@ -78,3 +78,14 @@ def test_what_branches_share_widens_their_interval() -> None:
         false["without"] += estimate(strata).verdict != "not distinguishable"
         false["with"] += estimate(strata, [part]).verdict != "not distinguishable"
     assert false["with"] / 1500 < 0.065 < 0.2 < false["without"] / 1500
+
+
+def test_the_units_own_noise_is_no_shared_error() -> None:
+    """Nothing shared: what the windows' means over four units show is the units' noise."""
+    rng = np.random.default_rng(4)
+    found = []
+    for _ in range(400):
+        part = shared_part(rng.normal(0, 1, (4, 64)), np.zeros(64))
+        assert part is not None
+        found.append(part.variance)
+    assert np.mean(found) < 0.35 / (4 * 64)  # half of the draws are zero, the others small
