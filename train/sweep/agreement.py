@@ -25,6 +25,10 @@ def ended_runs(plan: Sequence[PlannedRun], configs: tuple[Path, ...]) -> set[Pat
         folder = planned.folder
         if not has_record(folder):
             continue
+        if not _holds_configuration(folder):
+            if run_status(folder) in ENDED:
+                ended.add(folder)
+            continue
         config = resolved_config(planned.command(configs)[1:])
         if changes := _changes(folder, config, WHAT_IT_IS):
             lines = "\n".join(f"  {change}" for change in changes)
@@ -45,6 +49,7 @@ def check_folder(plan: Sequence[PlannedRun], configs: tuple[Path, ...]) -> None:
     if (out / "branches.json").exists() or has_record(out):
         raise ValueError(f"{out} holds branches or a run: choose another --out for a sweep")
     others = [path.parent for path in sorted(out.glob("*/run.json")) if path.parent not in folders]
+    others = [folder for folder in others if _holds_configuration(folder)]
     if not others:
         return
     config = resolved_config(plan[0].command(configs)[1:])
@@ -56,6 +61,11 @@ def check_folder(plan: Sequence[PlannedRun], configs: tuple[Path, ...]) -> None:
                 f"{out} holds another sweep: {changes[0]} from {folder} to this one; choose another"
                 " --out"
             )
+
+
+def _holds_configuration(folder: Path) -> bool:
+    """Whether there is anything to compare with: all that `lowbit fit` wrote."""
+    return (folder / "config.yaml").is_file() and "model" in read_config(folder)
 
 
 def _changes(
