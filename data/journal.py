@@ -8,6 +8,8 @@ from typing import Any
 
 from data.chunks import Position
 from data.durable import write_durably
+from data.files import digest
+from data.inputs import Stamp, refuse_changes, stamps_of
 from data.shards import SPLITS, SplitName
 from data.writer import SplitProgress
 
@@ -16,11 +18,17 @@ _FILE = "progress.json"
 
 @dataclass
 class Journal:
-    """Written after the files it speaks of are on disk; whatever they hold beyond it is cut off."""
+    """Written after the files it speaks of are on disk; whatever they hold beyond it is cut off.
+
+    It is also the first file of a preparation: what makes a folder ours.
+    """
 
     arguments: dict[str, Any]
     eos_id: int | None = None  # None until tokenizer.json is there
     position: Position = field(default_factory=Position)
+    stamps: dict[str, Stamp] = field(default_factory=dict)  # of all inputs, when it began
+    sha256: dict[str, str] = field(default_factory=dict)  # of those read to their ends
+    lost: dict[str, int] = field(default_factory=dict)  # characters that no id gives back
     text_bytes: int = 0
     empty_documents: int = 0
     splits: dict[SplitName, SplitProgress] = field(
@@ -28,14 +36,20 @@ class Journal:
     )
 
     @classmethod
-    def open(cls, folder: Path, arguments: dict[str, Any]) -> "Journal":
-        """The journal of `folder`, or a new one in a folder that holds nothing but leftovers."""
-        path = folder / _FILE
-        if not path.exists():
-            _clear(folder)
-            return cls(arguments)
-        record = json.loads(path.read_text(encoding="utf-8"))
+    def open(cls, folder: Path, arguments: dict[str, Any], inputs: "InputFiles") -> "Journal":
+        """The journal of `folder`; a new one where nothing was committed, or in an empty folder."""
+        record = _read(folder)
+        if record is None or not record["text_bytes"]:
+            _clear(folder, ours=record is not None)
+            journal = cls(arguments, stamps=stamps_of(inputs.all))
+            journal.sha256 = {str(path): digest(path) for path in inputs.aside}
+            journal.save(folder)
+            return journal
         refuse_difference(folder, record["arguments"], arguments)
+        if "stamps" not in record:
+            raise ValueError(f"{folder} was begun by an earlier version: delete it to start anew")
+        known = {name: record["sha256"].get(name) for name in record["stamps"]}
+        refuse_changes(folder, known, record["stamps"], inputs.all)
         position = Position(**record.pop("position"))
         splits = {name: SplitProgress.from_record(record["splits"][name]) for name in SPLITS}
         return cls(**record | {"position": position, "splits": splits})
@@ -53,9 +67,32 @@ class Journal:
     @staticmethod
     def abandon(folder: Path) -> None:
         """After bad input: leave nothing, unless there is something to go on from."""
-        if not (folder / _FILE).exists():
-            _clear(folder)
-            folder.rmdir()
+        record = _read(folder)
+        if record is not None and not record["text_bytes"]:
+            _clear(folder, ours=True)
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """The files that decide a result: those read as text, and those read aside of it."""
+
+    text: list[Path]
+    aside: list[Path]  # of a tokenizer or a dataset: others open them
+
+    @property
+    def all(self) -> list[Path]:
+        return [*self.text, *self.aside]
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    path = folder / _FILE
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record if record["text_bytes"] is not None else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a journal of `lowbit prepare`") from error
 
 
 def refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -72,11 +109,13 @@ def refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) ->
         )
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, *, ours: bool) -> None:
     """Remove what a preparation killed before its first commit left; refuse what is not its own."""
-    own = re.compile(r"(train|val)-\d{5,}\.npy|tokenizer\.json|.+\.json\.tmp")
-    files = list(folder.iterdir())
-    if foreign := sorted(file.name for file in files if not own.fullmatch(file.name)):
+    names = rf"{_FILE}(\.tmp)?"
+    if ours:  # it was new or empty when we began
+        names += r"|(train|val)-\d{5,}\.npy|(tokenizer|manifest)\.json(\.tmp)?"
+    files = sorted(folder.iterdir(), key=lambda file: file.name == _FILE)  # our mark goes last
+    if foreign := sorted(file.name for file in files if not re.fullmatch(names, file.name)):
         raise ValueError(f"{folder} holds other files, expected a new folder: {foreign[:3]}")
     for file in files:
         file.unlink()

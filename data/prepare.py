@@ -3,15 +3,18 @@
 import argparse
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 from data.chunks import PIECE_CHARACTERS, cut, split_key
 from data.corpus import CORPORA
 from data.durable import write_durably
+from data.inputs import check_complete, remember
 from data.inspection import inspect
 from data.journal import Journal, refuse_difference
 from data.packing import TOKENIZER_FILE, Packing, Splitter
@@ -19,6 +22,7 @@ from data.pretrained import load_vocabulary
 from data.request import Request
 from data.shards import Manifest
 from data.source import SampleBy, Source
+from data.verify import check_present
 from data.vocabulary import Vocabulary, trained_vocabulary
 
 TRAINING_CHARACTERS = 2**27  # what a tokenizer sees of the training split: bounds time and memory
@@ -36,25 +40,33 @@ def prepare(
     """
     if workers < 1:
         raise ValueError(f"workers={workers}, expected at least 1")
-    folder = Path(out)
-    arguments = request.describe()
+    folder, started = Path(out).expanduser(), time.time_ns()
+    arguments, inputs = request.describe(), request.inputs()
     if (folder / "manifest.json").exists():
         manifest = Manifest.load(folder)
-        refuse_difference(folder, manifest.arguments, arguments)
+        listing = request.listing() if manifest.inputs is None else {}
+        refuse_difference(folder, manifest.arguments, arguments | listing)
+        if manifest.inputs is not None:
+            check_complete(folder, manifest.inputs, inputs.all)
+        check_present(folder, manifest)
         Journal.remove(folder)
         return manifest
     source = request.open_source(Path(cache) if cache else folder.parent / ".cache")
     split_of = _splitter(source, request)
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        journal = Journal.open(folder, arguments)
+        journal = Journal.open(folder, arguments, inputs)
         try:
             vocabulary = _vocabulary(folder, request, journal, source, split_of)
             packing = Packing(source, split_of, vocabulary, request.shard_tokens)
             packing.run(folder, journal, workers)
         except (ValueError, OSError):
             Journal.abandon(folder)
+            if new and not any(folder.iterdir()):
+                folder.rmdir()
             raise
+        remember(folder, journal.stamps, started)
         return Manifest.load(folder)
 
 
@@ -76,16 +88,23 @@ def _splitter(source: Source, request: Request) -> Splitter:
     """Which split a document belongs to, by its head."""
     fraction, seed = request.val_fraction, request.seed
     threshold = int(fraction * 2**64)
-    if fraction and source.num_documents is not None:  # the exact share, at least one
-        heads = (next(document, "") for document in source.documents(None))
-        keys = sorted(split_key(seed, head) for head in heads if head)
+    if fraction:
+        # The exact share, at least one, where their number is known; else whether there are two
+        known = source.num_documents is not None
+        heads = filter(None, (_head(document) for document in source.documents(None)))
+        keys = sorted(split_key(seed, head) for head in islice(heads, None if known else 2))
         if len(keys) < 2:
             raise ValueError(
                 f"{len(keys)} documents with text cannot be split into training and validation: "
                 "expected more of them, --sample-by paragraph or --val-fraction 0"
             )
-        threshold = keys[min(max(1, round(fraction * len(keys))), len(keys) - 1)]
+        if known:
+            threshold = keys[min(max(1, round(fraction * len(keys))), len(keys) - 1)]
     return lambda head: "val" if split_key(seed, head) < threshold else "train"
+
+
+def _head(document: Iterator[str]) -> str:
+    return next(filter(None, document), "")
 
 
 def _vocabulary(
@@ -118,19 +137,27 @@ def _training_texts(source: Source, split_of: Splitter) -> Iterator[str]:
                 return
 
 
+def _path(name: str) -> Path:
+    return Path(name).expanduser()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lowbit prepare`; what is not given stays out of the namespace."""
     parser.argument_default = argparse.SUPPRESS
     add = parser.add_argument
     default = {field.name: field.default for field in fields(Request)}
     add(
-        "out", nargs="?", type=Path, default=None, help="folder to fill (corpus/NAME with --corpus)"
+        "out",
+        nargs="?",
+        type=_path,
+        default=None,
+        help="folder to fill (corpus/NAME with --corpus)",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--corpus", choices=sorted(CORPORA), help="a named corpus")
     source.add_argument("--text", nargs="+", metavar="GLOB", help="text, JSONL or parquet files")
     source.add_argument("--dataset", metavar="NAME", help="hub dataset, or a folder of one")
-    source.add_argument("--inspect", type=Path, metavar="DIR", help="verify and show a folder")
+    source.add_argument("--inspect", type=_path, metavar="DIR", help="verify and show a folder")
     add("--config", help="of --dataset")
     add("--split", help="of --dataset (train)")
     add("--streaming", action="store_true", help="read --dataset without storing it")
@@ -146,7 +173,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help=f"of the validation split ({default['seed']})")
     add("--shard-tokens", type=int, help=f"size of a shard ({default['shard_tokens']})")
     add("--workers", type=int, help="processes (all cores)")
-    add("--cache", type=Path, help="folder for downloaded wheels (.cache beside OUT)")
+    add("--cache", type=_path, help="folder for downloaded wheels (.cache beside OUT)")
 
 
 def run(args: argparse.Namespace) -> int:

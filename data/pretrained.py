@@ -3,6 +3,8 @@
 import base64
 import binascii
 import itertools
+import json
+import re
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -34,7 +36,7 @@ _LLAMA3_WORDS = (
 
 def load_vocabulary(name: str, eos: str | None = None) -> Vocabulary:
     """The tokenizer called `name`: `bytes`, a file, a folder or a hub id."""
-    path = Path(name)
+    path = Path(name).expanduser()
     if name == "bytes":
         return byte_vocabulary()
     if path.is_file() and path.suffix == ".model":
@@ -44,9 +46,31 @@ def load_vocabulary(name: str, eos: str | None = None) -> Vocabulary:
     elif not path.exists() and (path.suffix in (".json", ".model") or name.startswith((".", "/"))):
         raise FileNotFoundError(f"--tokenizer {name}: no such file")
     else:
-        tokenizer, own_eos = _from_transformers(name)
+        tokenizer, own_eos = _from_transformers(str(path) if path.exists() else name)
         eos = eos or own_eos
+    _refuse_chance(tokenizer, name)
     return Vocabulary(tokenizer.to_str(), _end_of_document(tokenizer, name, eos))
+
+
+def tokenizer_files(name: str | None) -> list[Path]:
+    """The files that a local tokenizer is made of; none for a hub id or bytes."""
+    if name is None or name == "bytes":
+        return []
+    path = Path(name).expanduser()
+    if path.is_dir():
+        own = r"(tokenizer|special_tokens|added_tokens|vocab|merges|config\.json).*|.+\.model"
+        return sorted(p for p in path.iterdir() if p.is_file() and re.fullmatch(own, p.name))
+    return [path] if path.is_file() else []
+
+
+def _refuse_chance(tokenizer: Tokenizer, name: str) -> None:
+    model = json.loads(tokenizer.to_str())["model"]
+    for option in ("dropout", "alpha", "nbest_size"):  # of BPE; of Unigram's sampling
+        if model.get(option):
+            raise ValueError(
+                f"tokenizer {name} draws at random ({option} {model[option]}): the same text would "
+                f"not have the same tokens; set model.{option} to null in its tokenizer.json"
+            )
 
 
 def _end_of_document(tokenizer: Tokenizer, name: str, eos: str | None) -> int:

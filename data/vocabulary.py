@@ -66,6 +66,22 @@ class Vocabulary:
             for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                 yield np.array(encoding.ids, dtype=dtype)
 
+    def lost(self, text: str) -> dict[str, int]:
+        """The characters of `text` that its ids do not give back, and how often each occurs."""
+        return {char: text.count(char) for char in set(text) if not self._gives_back(char)}
+
+    @cached_property
+    def _known(self) -> dict[str, bool]:
+        return {}
+
+    def _gives_back(self, char: str) -> bool:
+        """Of white space pre-tokenizers keep what they keep: no loss of a letter."""
+        if (known := self._known.get(char)) is None:
+            words = (char, f"a{char}")  # some are known within a word only
+            known = char.isspace() or any(char in self.decode(self.encode(w)) for w in words)
+            self._known[char] = known
+        return known
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -134,9 +134,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
-    folder: Path, manifest: Manifest, verified_cache: Path
+    folder: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verified_cache.parent.parent.write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "manifest.json"))  # no folder
     verify(folder, manifest)
 
 
