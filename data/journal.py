@@ -9,8 +9,8 @@ from typing import Any
 from data.chunks import Position
 from data.durable import write_durably
 from data.files import digest
-from data.inputs import Stamp, refuse_changes, stamps_of
 from data.shards import SPLITS, SplitName
+from data.verify import Stamp, refuse_changes, stamps_of
 from data.writer import SplitProgress
 
 _FILE = "progress.json"

@@ -8,10 +8,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.chunks import PIECE_CHARACTERS, Chunk, read_chunks
-from data.inputs import refuse_changes
 from data.journal import Journal
 from data.shards import SPLITS, Manifest, SplitName
 from data.source import Source
+from data.verify import refuse_changes
 from data.vocabulary import Vocabulary
 from data.workers import Tokens, tokenized
 from data.writer import SplitWriter

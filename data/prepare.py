@@ -14,7 +14,6 @@ from typing import Any, get_args
 from data.chunks import PIECE_CHARACTERS, cut, split_key
 from data.corpus import CORPORA
 from data.durable import write_durably
-from data.inputs import check_complete, remember
 from data.inspection import inspect
 from data.journal import Journal, refuse_difference
 from data.packing import TOKENIZER_FILE, Packing, Splitter
@@ -22,7 +21,7 @@ from data.pretrained import load_vocabulary
 from data.request import Request
 from data.shards import Manifest
 from data.source import SampleBy, Source
-from data.verify import check_present
+from data.verify import check_complete, check_present, remember
 from data.vocabulary import Vocabulary, trained_vocabulary
 
 TRAINING_CHARACTERS = 2**27  # what a tokenizer sees of the training split: bounds time and memory

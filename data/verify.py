@@ -1,9 +1,14 @@
-"""Shards checked against their manifest once per machine, before the first step."""
+"""Files checked against what was recorded of them: shards before a run, inputs before more text.
+
+Content decides; the stamps of what this machine has read before save reading it again.
+"""
 
 import hashlib
 import json
 import os
 import platform
+import time
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,8 @@ from data.durable import write_durably
 from data.files import digest
 from data.shards import HEADER_BYTES, SPLITS, Manifest, Shard
 
+Stamp = list[int]
+_GRAIN_NS = 2 * 10**9  # a file changed twice within a clock's grain may keep its times
 _THREADS = 8  # hashing releases the interpreter lock
 
 
@@ -25,14 +32,14 @@ def verify(folder: Path, manifest: Manifest, *, trust_earlier: bool = True) -> N
     """
     shards = [shard for name in SPLITS for shard in manifest.split(name).shards]
     stamps = check_present(folder, manifest)
-    cache = machine_cache(folder)
-    known = read_cache(cache) if trust_earlier else {}
+    cache = _machine_cache(folder)
+    known = _read_cache(cache) if trust_earlier else {}
     new = [shard for shard in shards if known.get(shard.file) != stamps[shard.file]]
     if new:
         with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
             checks = pool.map(lambda shard: _check(folder, shard, manifest), new)
             list(tqdm(checks, "verifying shards", len(new), leave=False, disable=None))
-        write_cache(cache, stamps)
+        _write_cache(cache, stamps)
 
 
 def check_present(folder: Path, manifest: Manifest) -> dict[str, list[Any]]:
@@ -65,14 +72,14 @@ def _check(folder: Path, shard: Shard, manifest: Manifest) -> None:
         raise ValueError(f"{path} holds id {largest}, expected below {manifest.vocab_size}")
 
 
-def machine_cache(folder: Path, kind: str = "verified") -> Path:
+def _machine_cache(folder: Path, kind: str = "verified") -> Path:
     """One file per machine and folder: a home may be shared, what a machine reads is not."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(f"{platform.node()}:{folder.resolve()}".encode()).hexdigest()
     return root / "lowbit" / kind / f"{name}.json"
 
 
-def read_cache(cache: Path) -> dict[str, Any]:
+def _read_cache(cache: Path) -> dict[str, Any]:
     """The stamps of files that were read before, by name."""
     try:
         known: dict[str, Any] = json.loads(cache.read_text(encoding="utf-8"))
@@ -81,10 +88,58 @@ def read_cache(cache: Path) -> dict[str, Any]:
         return {}  # the shards are then read again
 
 
-def write_cache(cache: Path, stamps: dict[str, list[Any]]) -> None:
-    """Keep stamps for `read_cache`, where that can be done."""
+def _write_cache(cache: Path, stamps: dict[str, list[Any]]) -> None:
+    """Keep stamps for `_read_cache`, where that can be done."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_durably(cache, json.dumps(stamps))
     except OSError:
         pass  # a read-only home: every process verifies for itself
+
+
+def stamp(path: Path) -> Stamp:
+    """Size, times and inode; no program sets the change time, so any write shows."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def stamps_of(paths: Iterable[Path]) -> dict[str, Stamp]:
+    return {str(path): stamp(path) for path in paths}
+
+
+def refuse_changes(
+    folder: Path,
+    known: Mapping[str, str | None],
+    stamps: Mapping[str, Stamp],
+    paths: Iterable[Path],
+) -> None:
+    """Raise unless `paths` are the files of `known` with their SHA-256; a file of another stamp is
+    read, and has changed where its hash was not known yet.
+    """
+    names = {str(path) for path in paths}
+    found = [f"{name} is new" for name in sorted(names - known.keys())]
+    found += [f"{name} is gone" for name in sorted(known.keys() - names)]
+    for name in sorted(names & known.keys()):
+        path = Path(name)
+        if stamps.get(name) != stamp(path) and (known[name] is None or digest(path) != known[name]):
+            found.append(f"{name} changed")
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ValueError(
+            f"{folder} was prepared from other files ({'; '.join(found[:3])}{more}): "
+            "choose another folder or delete this one"
+        )
+
+
+def check_complete(folder: Path, inputs: Mapping[str, str], paths: Iterable[Path]) -> None:
+    """`refuse_changes` for a complete folder: what this machine has read since is known."""
+    paths = list(paths)
+    started, cache = time.time_ns(), _machine_cache(folder, "inputs")
+    refuse_changes(folder, inputs, _read_cache(cache), paths)
+    remember(folder, stamps_of(paths), started)
+
+
+def remember(folder: Path, stamps: Mapping[str, Stamp], started: int) -> None:
+    """Keep on this machine which stamps the files had when they were read, from `started` on."""
+    old = {name: s for name, s in stamps.items() if max(s[1], s[2]) < started - _GRAIN_NS}
+    _write_cache(_machine_cache(folder, "inputs"), old)
