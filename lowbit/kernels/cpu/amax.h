@@ -3,6 +3,10 @@
 
 #include "scales.h"
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 uint32_t* running(Scratch& s, float) { return s.amax.data(); }
@@ -69,6 +73,25 @@ void run_amax(const Bf16* x, int64_t columns, uint32_t* amax) {
         for (int i = 0; i < 32; i++) amax[c / N + i] = widen(uint16_t(most[i]));
     }
     run_amax<N>(x + c, columns - c, int64_t(N), amax + c / N);
+}
+#elif defined(__AVX2__)
+// The least of eight complements.
+template <int N>
+void run_amax(const Bf16* x, int64_t columns, uint32_t* amax) {
+    static_assert(N % 16 == 0);
+    const __m256i magnitudes = _mm256_set1_epi16(0x7FFF);
+    for (int64_t c = 0; c < columns; c += N) {
+        __m256i most = _mm256_setzero_si256();
+        for (int64_t i = 0; i < N; i += 16) {
+            const auto* sixteen = reinterpret_cast<const __m256i*>(x + c + i);
+            const __m256i found = _mm256_and_si256(_mm256_loadu_si256(sixteen), magnitudes);
+            most = _mm256_max_epu16(most, found);
+        }
+        const __m128i high = _mm256_extracti128_si256(most, 1);
+        const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(most), high);
+        const __m128i least = _mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1)));
+        amax[c / N] = widen(uint16_t(~_mm_extract_epi16(least, 0)));
+    }
 }
 #endif
 

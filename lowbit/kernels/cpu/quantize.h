@@ -69,11 +69,13 @@ inline uint32_t widen(uint32_t m) { return m; }
 inline uint32_t widen(uint16_t m) { return uint32_t(m) << 16; }
 constexpr uint32_t INFINITE = 0x7F800000u;  // and NaN above
 
-// To nearest even; a NaN stays one, since none here has low bits that could carry out of it.
-inline uint32_t bf16_bits(float v) {
+// To nearest even, above bits that do not count; a NaN stays one, since none here has low bits that could
+// carry out of it.
+inline uint32_t rounded_to_bf16(float v) {
     uint32_t bits = as_bits(v);
-    return (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    return bits + 0x7FFFu + ((bits >> 16) & 1u);
 }
+inline uint32_t bf16_bits(float v) { return rounded_to_bf16(v) >> 16; }
 
 template <bool EXACT>
 inline void store(float* out, float v) { *out = v; }

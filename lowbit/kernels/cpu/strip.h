@@ -6,6 +6,8 @@
 #include "reciprocal.h"
 #include "transpose.h"
 
+#include <type_traits>
+
 namespace {
 
 // The keys of a strip's random numbers.
@@ -23,18 +25,37 @@ struct Noise {
 // The inner loops for one combination of types and rules.
 template <class In, class Out, bool FLOAT, int ROUNDING, bool E8M0_SCALE, bool CLIPS>
 struct Kernel {
-    static float code(In x, float factor, const Format& f, float low, float high, float noise) {
-        float y = E8M0_SCALE ? load(x) * factor : load(x) / factor;
+    static float code(float x, float factor, const Format& f, float low, float high, float noise) {
+        float y = E8M0_SCALE ? x * factor : x / factor;
         float rounded = round_element<FLOAT, ROUNDING>(y, f, noise);
         return CLIPS ? at_least(at_most(rounded, high), low) : rounded;
     }
 
     template <class Value>
     static void emit(float code, float scale, float above, Value* out) {
-        store<E8M0_SCALE>(out, E8M0_SCALE ? code * scale : code * scale * above);
+        store<E8M0_SCALE>(out, value_of(code, scale, above));
     }
     static void emit(float code, float, float, int8_t* out) {
         *out = int8_t(code != code ? 0.0f : code);
+    }
+
+    // Two neighbours of 16 bits stay in the 32 in which they were read: no vector is taken apart or put
+    // together, which binds where vectors have 256 bits.
+    static constexpr bool PAIRS = std::is_same_v<In, Bf16> && std::is_same_v<Out, Bf16> &&
+                                  ROUNDING != STOCHASTIC && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+
+    template <class Value>
+    static void pair(const In* x, Value value, Out* out) {
+        uint32_t both;
+        std::memcpy(&both, x, 4);
+        const float first = value(as_float(both << 16)), second = value(as_float(both & ~0xFFFFu));
+        const auto bits = [](float v) { return E8M0_SCALE ? as_bits(v) : rounded_to_bf16(v); };
+        both = bits(first) >> 16 | (bits(second) & ~0xFFFFu);
+        std::memcpy(static_cast<void*>(out), &both, 4);
+    }
+
+    static float value_of(float code, float scale, float above) {
+        return E8M0_SCALE ? code * scale : code * scale * above;
     }
 
     template <int N>
@@ -48,10 +69,18 @@ struct Kernel {
             const float low = E8M0_SCALE ? s.low[b] : format.min;
             const float high = E8M0_SCALE ? s.high[b] : format.max;
             const int64_t n = N ? N : std::min(rows.size, rows.columns - c);
+            if constexpr (PAIRS && N > 0) {
+#pragma omp simd
+                for (int64_t i = 0; i < N / 2; i++)
+                    pair(x + c + 2 * i, [&](float v) {
+                        return value_of(code(v, factor, format, low, high, 0), scale, above);
+                    }, out + c + 2 * i);
+                continue;
+            }
 #pragma omp simd  // a block, not one value of many blocks
             for (int64_t i = 0; i < n; i++) {
                 const float random = random_at(state, noise.column + uint32_t(c + i));
-                emit(code(x[c + i], factor, format, low, high, random), scale, above, out + c + i);
+                emit(code(load(x[c + i]), factor, format, low, high, random), scale, above, out + c + i);
             }
         }
     }
@@ -72,7 +101,7 @@ struct Kernel {
             const float most = E8M0_SCALE ? high[c] : format.max;
             for (int i = 0; i < COUNT; i++) {
                 const float random = random_at(state[i], noise.column + uint32_t(c));
-                const float found = code(x[i * stride + c], factor[c], format, least, most, random);
+                const float found = code(load(x[i * stride + c]), factor[c], format, least, most, random);
                 emit(found, scale[c], above, out + i * out_stride + c);
             }
         }

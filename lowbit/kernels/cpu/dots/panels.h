@@ -1,4 +1,4 @@
-// Two packed panels, whose scaled dot products one of a header of this folder computes.
+// Two packed panels, whose scaled dot products a header of this folder computes.
 #pragma once
 
 #include "../quantize.h"
