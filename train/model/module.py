@@ -100,6 +100,7 @@ class PretrainModule(LightningModule):
         self.validation: dict[str, float] = {}  #: the last validation's results
 
     def _convert(self, model: LlamaForCausalLM) -> LlamaForCausalLM:
+        self.randomness = Randomness(self.seed)  # each conversion takes streams of its own
         convert(model, self.policy, self.randomness, self.backend, self.control, self.keep)
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
