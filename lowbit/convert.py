@@ -80,8 +80,7 @@ def convert_linears(
         except ValueError as error:
             errors.setdefault(str(error), []).append(name)
     if errors:
-        texts = (f"layer {', '.join(layers)}: {why}" for why, layers in errors.items())
-        raise ValueError("; ".join(texts))
+        raise ValueError("; ".join(_refusal(why, layers) for why, layers in errors.items()))
     for name, layer in places.items():
         parent, _, child = name.rpartition(".")
         if not name:
@@ -94,6 +93,12 @@ def convert_linears(
     skipped = {n: "left alone by skip or kept blocks" for n, own in resolved.items() if own is None}
     model.__dict__["_lowbit_conversion"] = Conversion(tuple(places), skipped, shared)
     return model
+
+
+def _refusal(why: str, layers: list[str]) -> str:
+    first, *others = layers
+    more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+    return f"layer {first}: {why}" + (f" (also {', '.join(others[:2])}{more})" if others else "")
 
 
 def conversion(model: nn.Module) -> Conversion:
