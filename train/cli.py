@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from train.output.console import leave_torchao_out
+from train.output.lasting import lasting_streams
 from train.runs.outcome import NonFiniteError
 
 VERBS = {
@@ -36,7 +37,8 @@ MODULES = {
 WITHOUT_PRODUCTS = {"plan", "prepare", "sweep", "compare", "formats", "theory"}
 EXIT_CODES = (
     "exit codes: 0 done, 1 a bound of compare exceeded, 2 bad input, 3 not finite; "
-    "130, 138, 143: stopped by SIGINT, SIGUSR1, SIGTERM with a checkpoint saved"
+    "129, 130, 138, 143, 152: stopped by SIGHUP, SIGINT, SIGUSR1, SIGTERM, SIGXCPU with a "
+    "checkpoint saved"
 )
 
 
@@ -64,14 +66,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _guarded(verb: str, run: Callable[[], int]) -> int:
-    """The verb's exit code; a user's error becomes one line on stderr and code 2."""
+    """The verb's exit code, whoever reads what it prints."""
+    with lasting_streams():
+        return _answered(verb, run)
+
+
+def _answered(verb: str, run: Callable[[], int]) -> int:
+    """A user's error becomes one line on stderr and code 2."""
     try:
         if verb in WITHOUT_PRODUCTS:
             return run()
         with importlib.import_module("lowbit.bf16").everywhere():
             return run()
-    except BrokenPipeError:
-        return 0
     except KeyboardInterrupt:
         print("lowbit: stopped", file=sys.stderr)
         return 130

@@ -95,6 +95,12 @@ def test_fields_of_an_architecture_change_it() -> None:
     found = Layers.read(["-c", BASE, "-c", fields]).plain["model"]["llama"]
     assert (found["hidden_size"], found["attention_dropout"]) == (64, 0.5)
     assert found["rope_parameters"] == {"rope_type": "default"}  # no factor of the other type
+    written = {
+        "class_path": "transformers.LlamaConfig",
+        "init_args": load_yaml(BASE)["model"]["llama"],
+    }
+    again = Layers.read(["-c", json.dumps({"model": {"llama": written}}), "-c", fields]).plain
+    assert again["model"]["llama"] == found  # over a config.yaml
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from train.analysis.formats import BLOCK_SCALED, PAIRS, formats_called
 from train.analysis.operands import CREST_BLOCKS, Findings, Look, observe
 from train.output.files import write_csv, write_json, write_page
 from train.output.tables import table
+from train.runs.folders import check_results_folder
 from train.subjects.models import HELP, Subject, load_subject
 from train.subjects.text import Text, add_text_arguments, read_text
 
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at every operand; print and write what was found."""
+    check_results_folder(args.out)
     for rotation in args.rotations:
         if rotation not in ("none", "block", *map(str, SIZES)):
             raise ValueError(f"--rotations {rotation}: none, block or one of {SIZES}")

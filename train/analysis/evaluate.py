@@ -19,6 +19,7 @@ from train.model.head import NAMES, compared
 from train.model.initial import weights_hash
 from train.output.files import write_csv, write_json
 from train.output.tables import table
+from train.runs.folders import check_results_folder
 from train.stats.intervals import interval
 from train.subjects.models import HELP, load_subject
 from train.subjects.text import Text, add_text_arguments, read_text
@@ -61,6 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Cast the model into each format; print and write what it loses."""
+    if args.out:
+        check_results_folder(args.out)
     if args.tasks:
         check_installed()
     elif args.fewshot is not None:

@@ -14,6 +14,7 @@ from lowbit.formats import NAMED
 from lowbit.stats import crest_factor
 from lowbit.theory import EXACT, STUDY, Convention, crossover, curve, qsnr_theory_db
 from train.analysis.formats import PAIRS, formats_called
+from train.runs.folders import check_results_folder
 
 PUBLISHED = {"mxint8": (7.55, 31.86), "mxint6": (1.96, 31.54), "mxint4": (2.04, 19.14)} | {
     "nvint4": (2.39, 21.14)
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the crossovers and the measured QSNR; draw the curves."""
+    check_results_folder(args.out)
     if not 1 <= args.rho <= 2:
         raise ValueError(f"--rho {args.rho} is not in 1 .. 2")
     if args.samples < 4096 or args.samples % 1024:

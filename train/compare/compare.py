@@ -31,6 +31,7 @@ from train.compare.stopping import read_stopping
 from train.compare.table import terminal
 from train.compare.verdicts import judge
 from train.runs.casts import CastGap, read_cast_gaps
+from train.runs.folders import check_results_folder
 from train.runs.record import has_record
 from train.runs.run import SMOOTHING, Run, read_runs
 from train.stats.intervals import MIN_UNITS
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     first = folders[0]
     is_run = has_record(first)
     folder = args.out or (first.resolve().parent if is_run else first) / "compare"
+    check_results_folder(folder)
     write_report(result, runs, folder)
     if args.tensorboard:
         from train.compare.overlay import write_overlay  # so does TensorBoard

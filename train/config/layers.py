@@ -62,6 +62,8 @@ class Layers:
         """A file's configuration over what there is."""
         above = _nested(above)
         model = above.get("model")
+        if isinstance(model, dict) and isinstance(get(model, "llama.init_args"), dict):
+            model["llama"] = get(model, "llama.init_args")  # as config.yaml spells it
         if isinstance(model, dict) and model.keys() & {"policy", "control"}:
             policy = model.get("policy")
             if not isinstance(policy, dict) or policy.get("name") is None:

@@ -31,6 +31,7 @@ from train.fit.step_metrics import StepMetrics
 from train.fit.throughput import StepTimes, Throughput
 from train.microscope.microscope import Diagnostics, Microscope
 from train.model.module import PretrainModule
+from train.runs.folders import check_run_folder
 from train.runs.lock import RunLock
 from train.runs.names import checked_name, checked_run_dir
 from train.runs.provenance import command_line
@@ -48,6 +49,7 @@ def validation_interval(trainer: Mapping[str, Any]) -> int | float | None:
     return every * int(trainer["accumulate_grad_batches"])
 
 
+PRECISIONS = ("bf16-mixed", "32-true")
 TRAINER_DEFAULTS = {
     "precision": "bf16-mixed",
     "max_steps": 200,
@@ -157,6 +159,11 @@ class RunCLI(LightningCLI):
                 print(f"lowbit: {line}", file=sys.stderr, flush=True)
         model = self.plain_config()["model"]
         check_name(read_policy(model["policy"]), model["control"])
+        if (precision := self.config["trainer"]["precision"]) not in PRECISIONS:
+            raise ValueError(
+                f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}; weights "
+                "and optimizer are FP32 in both"
+            )
 
     def instantiate_classes(self) -> None:
         """An architecture that transformers refuses is a user's error."""
@@ -173,6 +180,8 @@ class RunCLI(LightningCLI):
         self.run_dir = checked_run_dir(self.config["run_dir"] or f"runs/{name}")
         self.lock, self.stop = RunLock(self.run_dir), StopRequest()
         is_writer = on_first_rank()
+        if is_writer:
+            check_run_folder(self.run_dir)
         if is_writer and self.run_dir.is_dir():
             self.lock.acquire()  # before anything in it is read or tidied
         self.resume_point = choose_resume_point(

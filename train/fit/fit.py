@@ -73,9 +73,12 @@ def _fit(cli: RunCLI) -> int:
         if run_status(run_dir) == "finished" and step_of(point) == trainer.max_steps:
             print(f"{run_dir} is finished: nothing to do")
             return 0
-    _check_vocabulary(cli)
+    _check_fits(cli)
     cli.datamodule.setup("fit")
     cli.datamodule.train_dataloader()  # raises for too little data before anything is written
+    module.resumes = point is not None
+    if point is None:
+        module.read_source()
     if trainer.is_global_zero:
         print("\n".join([f"{run_dir}:", *describe(module, trainer.max_steps)]), flush=True)
         _begin(cli)
@@ -132,10 +135,11 @@ def validate(argv: list[str]) -> int:
     """Print the validation loss of a checkpoint, or of the initial weights."""
     _quiet()
     cli = RunCLI("validate", argv)
-    _check_vocabulary(cli)
+    _check_fits(cli)
     checkpoint = cli.config["checkpoint"]
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise FileNotFoundError(f"--checkpoint {checkpoint}: there is no such checkpoint folder")
+    cli.model.resumes = checkpoint is not None
     cli.trainer.validate(
         cli.model, cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True
     )
@@ -144,10 +148,15 @@ def validate(argv: list[str]) -> int:
     return 0
 
 
-def _check_vocabulary(cli: RunCLI) -> None:
+def _check_fits(cli: RunCLI) -> None:
     tokens, model = cli.datamodule.vocab_size, cli.model.model.config.vocab_size
     if tokens > model:
         raise ValueError(f"the data's vocabulary of {tokens} exceeds the model's of {model}")
+    seq_len, positions = cli.datamodule.seq_len, cli.model.model.config.max_position_embeddings
+    if seq_len > positions:
+        raise ValueError(
+            f"data.seq_len={seq_len} exceeds model.llama.max_position_embeddings={positions}"
+        )
 
 
 def _export(

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU)
+
+
+def heeded() -> list[signal.Signals]:
+    """SIGNALS, but a SIGHUP that whoever started us ignores: `nohup` means it."""
+    ignores = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if number != signal.SIGHUP or not ignores]
 
 
 class Preempted(Exception):  # noqa: N818  # it is no error: a checkpoint is saved, the run can go on
@@ -24,14 +30,14 @@ class Preempted(Exception):  # noqa: N818  # it is no error: a checkpoint is sav
 
 
 class StopRequest:
-    """While entered, the three signals only leave a note; a second SIGINT kills at once."""
+    """While entered, these signals only leave a note; a second SIGINT kills at once."""
 
     def __init__(self) -> None:
         self.signum = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in heeded()}
         return self
 
     def __exit__(

@@ -2,10 +2,18 @@
 
 import copy
 import hashlib
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+# of a configuration, on what trained weights compute; dropout is the training's own
+OF_NO_EFFECT = {
+    *("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
+    *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"),
+    *("attention_dropout", "model_type"),
+}
 
 
 def empty_model(llama: LlamaConfig) -> LlamaForCausalLM:
@@ -30,14 +38,47 @@ def random_model(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
 
 
 def pretrained_model(source: str, config: LlamaConfig) -> LlamaForCausalLM:
-    """FP32 weights of a folder or a hub id, of the shape that `config` says."""
-    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(
-        source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
-    _check_same_shape(config, model.config, source)
-    model.config.use_cache = False
+    """FP32 weights of a folder or a hub id, a Llama that is in every field what `config` says.
+
+    Raises ValueError for another architecture, and for a tensor too many, too few or of another
+    shape, before and after the weights are read.
+    """
+    check_source(source, config)
+    loaded: Any = LlamaForCausalLM.from_pretrained(
+        source, config=copy.deepcopy(config), dtype=torch.float32, use_safetensors=True,
+        trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
+    )  # fmt: skip
+    model: LlamaForCausalLM = loaded[0]
+    report = loaded[1]
+    for kind in ("missing", "unexpected", "mismatched"):
+        if keys := sorted(map(str, report[f"{kind}_keys"])):
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ValueError(f"init_from={source}: {kind} tensors {', '.join(keys[:3])}{more}")
+    if config.tie_word_embeddings and model.lm_head.weight is not model.model.embed_tokens.weight:
+        raise ValueError(f"init_from={source} is tied and has an lm_head.weight of its own")
     model.train()  # from_pretrained leaves dropout off
     return model
+
+
+def check_source(source: str, config: LlamaConfig) -> None:
+    """Raise ValueError, field by field, unless the model at `source` is the Llama of `config`."""
+    found = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    kinds = found.architectures or ["LlamaForCausalLM"]
+    if found.model_type != "llama" or kinds != ["LlamaForCausalLM"]:
+        raise ValueError(
+            f"init_from={source} is a {found.model_type} ({', '.join(kinds)}), expected a llama "
+            "(LlamaForCausalLM)"
+        )
+    if getattr(found, "quantization_config", None):
+        raise ValueError(f"init_from={source} holds quantized weights: expected floating point")
+    theirs, ours = found.to_dict(), config.to_dict()
+    fields = LlamaConfig().to_dict().keys() - OF_NO_EFFECT
+    differs = [f"{n}={theirs.get(n)}" for n in sorted(fields) if theirs.get(n) != ours.get(n)]
+    if differs:
+        said = [f"{n.partition('=')[0]}={ours.get(n.partition('=')[0])}" for n in differs]
+        raise ValueError(
+            f"init_from={source} has {', '.join(differs)}; model.llama says {', '.join(said)}"
+        )
 
 
 def _check(config: LlamaConfig) -> None:
@@ -51,19 +92,6 @@ def _check(config: LlamaConfig) -> None:
             f"hidden_size={config.hidden_size} must be a multiple of num_attention_heads={heads}, "
             f"and that of num_key_value_heads={kv_heads}"
         )
-
-
-def _check_same_shape(wanted: LlamaConfig, found: LlamaConfig, source: str) -> None:
-    fields = (
-        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-        *("num_key_value_heads", "vocab_size", "tie_word_embeddings"),
-    )
-    for name in fields:
-        if getattr(wanted, name) != getattr(found, name):
-            raise ValueError(
-                f"init_from={source} has {name}={getattr(found, name)}, the model's configuration "
-                f"says {getattr(wanted, name)}"
-            )
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -76,6 +76,11 @@ class PretrainModule(LightningModule):
         super().__init__()
         if keep.quantized_weights and compile_blocks:
             raise ValueError("model.keep.quantized_weights with model.compile_blocks: one of them")
+        if llama.pad_token_id is not None:
+            raise ValueError(
+                f"model.llama.pad_token_id={llama.pad_token_id} would keep that token's embedding "
+                "at 0: windows are never padded, leave it out"
+            )
         self.control, self.backend, self.keep = control, backend, keep
         policy = with_keys(policy) if control == "noise" else policy
         self.policy, self.optimization = policy, optimization
@@ -84,7 +89,8 @@ class PretrainModule(LightningModule):
         self.randomness = Randomness(seed)
         self.reuse = Reuse()  #: nobody else writes to weights or activations during our steps
         self.model: LlamaForCausalLM = self._convert(empty_model(llama))  #: without weights so far
-        self._pretrained = pretrained_model(init_from, self.model.config) if init_from else None
+        self._pretrained: list[LlamaForCausalLM] = []  # in a list: it is no part of this module
+        self.resumes = False  #: a checkpoint will replace the first weights
         self.initial_weights: str | None = None  #: their hash, on rank 0 once they are there
         self._phase: Phase | None = None
         self._census: Counting | None = None  #: of the first micro-batch
@@ -122,12 +128,20 @@ class PretrainModule(LightningModule):
         else:
             self.model = self._convert(self._draw())
 
+    def read_source(self) -> None:
+        """Read the weights of `init_from` now: what is wrong with them is said before a start."""
+        if self.init_from:
+            self._pretrained = [pretrained_model(self.init_from, self.model.config)]
+
     def _draw(self) -> LlamaForCausalLM:
-        model = self._pretrained or random_model(self.model.config, self.seed)
-        self._pretrained = None
+        """Random weights also where a checkpoint's will replace them: `init_from` may be gone."""
+        if self.init_from and not self.resumes and not self._pretrained:
+            self.read_source()
+        found = self._pretrained or [random_model(self.model.config, self.seed)]
+        model, self._pretrained = found[0], []
         if self.control == "perturbed":
             perturb(model, self.seed)
-        if self.state.rank == 0:
+        if self.state.rank == 0 and not (self.init_from and self.resumes):
             self.initial_weights = weights_hash(model)
         return model
 

@@ -18,6 +18,7 @@ from train.reproduce.claims import (
     minus_128,
     qsnr,
 )
+from train.runs.folders import check_results_folder
 
 BAR = "\\|"  # of a Markdown cell
 STUDY = "INT v.s. FP (arXiv 2510.25602)"
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure every claim; print and write where it differs."""
+    check_results_folder(args.out)
     from train.reproduce.claims_model import kl_claims, qsnr_claims
     from train.reproduce.clipping import FAST, FULL, clipping_claims
     from train.reproduce.nvint8 import study

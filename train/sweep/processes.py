@@ -18,7 +18,8 @@ from train.runs.lock import holder
 from train.sweep.request import PlannedRun
 from train.sweep.status import forecast
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # what `lowbit fit` answers
+# what `lowbit fit` answers
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # found before any fork
 POLL_SECONDS = 0.1

@@ -10,6 +10,7 @@ from train.compare.gaps import compare_pair
 from train.compare.stopping import Stopping, write_stopping
 from train.runs.belonging import run_identity
 from train.runs.casts import CastGap, read_cast_gaps, write_cast_gaps
+from train.runs.folders import check_run_folder, check_sweep_folder
 from train.runs.record import has_record, read_record, run_status
 from train.runs.run import Run, read_run
 from train.sweep.processes import Launcher, fit_command
@@ -68,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--horizon and --branches belong to --branch-from CHECKPOINT")
     request = read_request(args)
     plan = request.runs()
+    check_sweep_folder(request.out)
+    for planned in plan:
+        check_run_folder(planned.folder)
     if args.status:
         print(status_table(plan, args.jobs))
         return 0
