@@ -20,9 +20,9 @@ ROOMS: dict[str, set[str]] = {
     "compare": {"output", "runs", "stats"},
     "microscope": {"model"},
     "sweep": {"checkpoints", "compare", "config", "fit", "model", "output", "runs", "stats"},
-    "analysis": {"microscope", "model", "output", "stats", "subjects"},
+    "analysis": {"microscope", "model", "output", "runs", "stats", "subjects"},
     "fit": {"checkpoints", "config", "distributed", "microscope", "model", "runs", "stats"},
-    "reproduce": {"analysis", "output", "stats", "subjects"},
+    "reproduce": {"analysis", "output", "runs", "stats", "subjects"},
     "plan": {"fit", "model"},
     "cli": {"output", "runs"},  # the verbs' modules by name, when they are called
 }

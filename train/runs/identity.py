@@ -19,7 +19,7 @@ Fields = Mapping[str, Any]
 MISSING = object()
 
 # where a model came from or by which version it was written is not what it is
-NOT_THE_MODEL = {"_name_or_path", "transformers_version"}
+NOT_THE_MODEL = {"_name_or_path", "transformers_version", "dtype"}  # training is in FP32
 #: fields, and where run.json holds them
 _RECORDED = {
     "seed_everything": ("seed",),
