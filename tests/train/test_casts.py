@@ -54,8 +54,11 @@ def _equal_plain_transformers(folder: Path, gaps: dict[str, CastGap]) -> None:
         expected = (p.exp() * (p - seen[name])).sum(-1).mean().item()
         assert gaps[name].kl == pytest.approx(expected, rel=0.01)
     arguments = [str(folder / "bf16"), "--windows", str(gaps["bf16"].windows)]
-    assert main(["eval", *arguments, "--formats", *FORMATS, "--out", str(folder)]) == 0
-    rows = {row["format"]: row for row in json.loads((folder / "eval.json").read_text())["rows"]}
+    assert main(["eval", *arguments, "--formats", *FORMATS, "--out", str(folder / "eval")]) == 0
+    rows = {
+        row["format"]: row
+        for row in json.loads((folder / "eval" / "eval.json").read_text())["rows"]
+    }
     for name in FORMATS:
         assert rows[name]["KL"] == pytest.approx(gaps[name].kl, rel=0.01)
         assert rows[name]["loss gap"] == pytest.approx(gaps[name].mean, abs=1e-6)

@@ -58,7 +58,7 @@ def test_a_precision_that_fsdp2_does_not_have(
 ) -> None:
     arguments = ("--trainer.strategy", "fsdp2", "--trainer.precision", "bf16-true")
     assert fit(tmp_path / "run", "bf16", *arguments) == 2
-    assert "precision=bf16-true with fsdp2: expected one of" in capsys.readouterr().err
+    assert "precision=bf16-true: expected one of" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
