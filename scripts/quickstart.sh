@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job on the embedded default: one Llama under three recipes on Shakespeare, compared, and what these
-# minutes resolve. A second call skips what is done. On two cores: under 10 minutes where the CPU multiplies
-# BF16 itself (AVX512-BF16, AMX), under 25 elsewhere.
+# minutes resolve. A second call skips what is done. The aim on two cores: 10 minutes where the CPU multiplies
+# BF16 itself (AVX512-BF16, AMX), 25 elsewhere.
 . "$(dirname "$0")/environment.sh" ""  # not the arguments of this script
 
 stage() { echo "== $1"; }
