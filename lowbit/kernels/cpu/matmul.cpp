@@ -39,11 +39,11 @@ struct Side {
     Lines<float> scales;
     Lines<int32_t> starts;
 
-    void reserve(const Shape& shape) {
+    void reserve(const Shape& shape, bool has_starts) {
         const int64_t padded = panels() * width;
         codes = Lines<Code>(padded * shape.blocks * shape.size);
         scales = Lines<float>(padded * shape.blocks);
-        starts = Lines<int32_t>(padded * shape.blocks);
+        if (has_starts) starts = Lines<int32_t>(padded * shape.blocks);
     }
     int64_t panels() const { return (rows + width - 1) / width; }
     Panel panel(int64_t i, const Shape& shape) const {
@@ -51,48 +51,45 @@ struct Side {
     }
 };
 
-// RUN values of a row lie together; those of rows that are not there stay unset: nobody reads their
-// products.
-template <int64_t RUN, class Change>
-void pack_row(const int8_t* from, Code* to, int64_t depth, int64_t step, Change change) {
-    for (int64_t k = 0; k < depth; k += RUN, to += step)
-        for (int64_t i = 0; i < RUN; i++) to[i] = change(from[k + i]);
-}
-
-void pack_scales(const Side& side, const Shape& shape, int64_t row) {
-    const int64_t panel = row / side.width;
-    float* to = side.scales.data() + panel * shape.blocks * side.width + row % side.width;
-    const float* from = side.given_scales + row * side.row_step;
-    for (int64_t b = 0; b < shape.blocks; b++) to[b * side.width] = from[b * side.block_step];
-}
-
-void pack_left(const Side& side, const Shape& shape, int64_t row) {
-    const int64_t panel = row / ROWS, depth = shape.blocks * shape.size;
-    const int8_t* from = side.given + row * depth;
-    Code* to = side.codes.data() + panel * depth * ROWS + row % ROWS * shape.size;
-    pack_scales(side, shape, row);
-    const auto change = [](int8_t v) { return Code(OFFSET_LEFT ? int8_t(v ^ -128) : v); };
-    if (GROUPS_LEFT)
-        return pack_row<GROUP>(from, side.codes.data() + panel * depth * ROWS + row % ROWS * GROUP, depth,
-                               GROUP * ROWS, change);
-    if (shape.size == 32) return pack_row<32>(from, to, depth, 32 * ROWS, change);
-    for (int64_t b = 0; b < shape.blocks; b++, from += shape.size, to += ROWS * shape.size)
-        pack_row<16>(from, to, shape.size, 16, change);
-}
-
-void pack_right(const Side& side, const Shape& shape, int64_t row) {
-    const int64_t panel = row / COLUMNS, depth = shape.blocks * shape.size;
-    const int8_t* from = side.given + row * depth;
-    pack_scales(side, shape, row);
-    pack_row<GROUP>(from, side.codes.data() + panel * depth * COLUMNS + row % COLUMNS * GROUP, depth,
-                    GROUP * COLUMNS, [](int8_t v) { return Code(v); });
-    if (!OFFSET_LEFT) return;
-    int32_t* starts = side.starts.data() + panel * shape.blocks * COLUMNS + row % COLUMNS;
-    for (int64_t b = 0; b < shape.blocks; b++, from += shape.size) {
-        int32_t sum = 0;  // of a block so short that 128 times it fits, as any of its dot products
-        for (int64_t k = 0; k < shape.size; k++) sum += from[k];
-        starts[b * COLUMNS] = -128 * sum;
+// A block of a row, as it lies in a panel of WIDTH rows: its values together, or GROUPED.
+template <bool GROUPED, int64_t WIDTH, class Change>
+void pack_block(const int8_t* from, Code* to, int64_t size, Change change) {
+    for (int64_t k = 0; k < size; k += 16) {
+        Code values[16];
+        for (int64_t i = 0; i < 16; i++) values[i] = change(from[k + i]);
+        for (int64_t i = 0; i < 16; i += GROUP)
+            std::memcpy(GROUPED ? to + (k + i) * WIDTH : to + k + i, values + i, 4);
     }
+}
+
+// Block by block, so that lines which all rows of a panel write into are in the nearest cache. What
+// belongs to rows that are not there stays unset: nobody reads their products.
+template <bool GROUPED, int64_t WIDTH, class Change>
+void pack_panel(const Side& side, const Shape& shape, int64_t panel, Change change) {
+    const int64_t rows = std::min(WIDTH, side.rows - panel * WIDTH), depth = shape.blocks * shape.size;
+    for (int64_t b = 0; b < shape.blocks; b++) {
+        const int64_t at = (panel * shape.blocks + b) * WIDTH;
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t row = panel * WIDTH + r;
+            const int8_t* from = side.given + row * depth + b * shape.size;
+            Code* to = side.codes.data() + at * shape.size + r * (GROUPED ? GROUP : shape.size);
+            pack_block<GROUPED, WIDTH>(from, to, shape.size, change);
+            side.scales.data()[at + r] = side.given_scales[row * side.row_step + b * side.block_step];
+            if (!side.starts.data()) continue;
+            int32_t sum = 0;  // of a block so short that 128 times it fits, as any of its dot products
+            for (int64_t k = 0; k < shape.size; k++) sum += from[k];
+            side.starts.data()[at + r] = -128 * sum;
+        }
+    }
+}
+
+void pack_left(const Side& side, const Shape& shape, int64_t panel) {
+    pack_panel<GROUPS_LEFT, ROWS>(side, shape, panel,
+                                  [](int8_t v) { return Code(OFFSET_LEFT ? int8_t(v ^ -128) : v); });
+}
+
+void pack_right(const Side& side, const Shape& shape, int64_t panel) {
+    pack_panel<true, COLUMNS>(side, shape, panel, [](int8_t v) { return Code(v); });
 }
 
 // Sums of this many blocks are summed again: rounding errors grow with the longer of the two sums.
@@ -162,15 +159,15 @@ int32_t lowbit_integer_matmul(const Product* p) {
     const Shape shape{p->blocks, p->size};
     Side a{p->a, p->a_scales, p->m, p->a_row_step, p->a_block_step, ROWS, {}, {}, {}};
     Side b{p->b, p->b_scales, p->n, p->b_row_step, p->b_block_step, COLUMNS, {}, {}, {}};
-    a.reserve(shape), b.reserve(shape);
+    a.reserve(shape, false), b.reserve(shape, OFFSET_LEFT);
     const int64_t across = (b.panels() + ACROSS - 1) / ACROSS;
     const int64_t tasks = (a.panels() + DOWN - 1) / DOWN * across;
 #pragma omp parallel num_threads(p->threads) if (p->threads > 1)
     {
 #pragma omp for schedule(static) nowait
-        for (int64_t i = 0; i < p->m; i++) pack_left(a, shape, i);
+        for (int64_t i = 0; i < a.panels(); i++) pack_left(a, shape, i);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < p->n; i++) pack_right(b, shape, i);
+        for (int64_t i = 0; i < b.panels(); i++) pack_right(b, shape, i);
         set_tiles(shape);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; task++) {
