@@ -13,9 +13,9 @@ tier() {  # tier NAME ARGUMENTS...
 }
 tier "fast" -n 2 "$@"
 # what needs no clock and starts no ranks, side by side; the rest one at a time
-side_by_side="tests/lowbit tests/data tests/train/analysis tests/train/test_recipes.py"
+side_by_side="tests/lowbit tests/data tests/train/analysis tests/train/fit/test_recipes.py"
 tier "slow, side by side" -m slow -n 2 $side_by_side "$@"
-alone="tests/train --ignore tests/train/analysis --ignore tests/train/test_recipes.py"
+alone="tests/train --ignore tests/train/analysis --ignore tests/train/fit/test_recipes.py"
 tier "slow, one at a time" -m slow $alone "$@"
 
 for name in ${failed[@]+"${failed[@]}"}; do

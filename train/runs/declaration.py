@@ -2,8 +2,8 @@
 
 A field is a key of the resolved config.yaml or something that was resolved from it (the data's
 fingerprint, the architecture in effect, ...). A key that stands here for the keys below it covers
-them too. `tests/train/test_identity.py` walks every configuration and fails for a field that is
-declared nowhere: whoever adds one decides here what it does to a comparison.
+them too. `tests/train/runs/test_identity.py` walks every configuration and fails for a field that
+is declared nowhere: whoever adds one decides here what it does to a comparison.
 """
 
 from collections.abc import Collection, Iterable

@@ -20,7 +20,7 @@ from train.runs.identity import Identity, canonical, digest, flat, is_replaced, 
 from train.runs.run import Run, read_run, read_runs
 
 Fit = Callable[..., int]
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 BASE = CONFIGS / "model" / "quickstart.yaml"
 LAYERS = [path for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name != "sweep"]
 

@@ -19,7 +19,7 @@ GRADIENT_BOUND = {"bf16": 1e-5, "mxint8": 1e-3, "mxfp8": 1e-3}
 def curves(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All runs, by one program that imports everything once."""
     folder = tmp_path_factory.mktemp("curves")
-    program = Path(__file__).with_name("curve.py")
+    program = Path(__file__).parents[1] / "curve.py"
     ended = subprocess.run(
         [sys.executable, str(program), str(folder), str(tiny_data), str(STEPS)],
         capture_output=True,

@@ -25,7 +25,7 @@ from train.model.controls import PERTURBATION, SignedError, perturb, with_keys
 from train.runs.run import read_run
 
 Fit = Callable[..., int]
-CONTROLS = Path(__file__).parents[2] / "configs" / "control"
+CONTROLS = Path(__file__).parents[3] / "configs" / "control"
 
 
 @pytest.mark.parametrize("name", ["mxint8", "mxfp8", "nvfp4"])

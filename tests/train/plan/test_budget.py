@@ -21,7 +21,7 @@ from train.plan import plan as budget
 from train.plan.live_bytes import LiveBytes
 from train.plan.plan import Launch, memory
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def _config(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from train.fit.configuration import RunCLI
 from train.model.initial import random_model
 from train.model.step import token_losses
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAUNCH = ROOT / "configs" / "launch"
 COMMANDS = re.findall(
     r"^(?:sbatch )?scripts/(?:launch_torchrun.sh|slurm.sbatch) (.*)$",

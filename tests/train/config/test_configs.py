@@ -11,7 +11,7 @@ from train.cli import main
 from train.config.formats import read_format, write_format
 from train.fit.configuration import RunCLI
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
 RECIPES = sorted((CONFIGS / "recipe").glob("*.yaml"))
 MODELS = sorted((CONFIGS / "model").glob("*.yaml"))

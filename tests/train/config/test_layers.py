@@ -17,7 +17,7 @@ from train.config.strict_yaml import load_yaml
 from train.sweep.continuation import build_module
 from train.sweep.request import Variant
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 POLICIES = sorted([*(CONFIGS / "recipe").glob("*.yaml"), *(CONFIGS / "control").glob("*.yaml")])
 MODEL = str(CONFIGS / "model" / "quickstart.yaml")
 RECIPE = str(CONFIGS / "recipe" / "{}.yaml")

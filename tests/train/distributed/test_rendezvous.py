@@ -19,7 +19,7 @@ from train.checkpoints.folder import complete_checkpoints
 from train.distributed.ranks import check_launch
 
 Fit = Callable[..., int]
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 TWO = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 
 

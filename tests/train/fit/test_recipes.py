@@ -23,7 +23,7 @@ from train.config.policies import read_policy
 from train.model.recipe_table import compact
 
 Fit = Callable[..., int]
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 # quantizations and rotations in one forward and backward pass of a quantized layer, by phase
 COUNTS: dict[str, list[tuple[int, int]]] = {
