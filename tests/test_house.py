@@ -15,6 +15,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoints": set(),
     "runs": {"config"},
     "distributed": {"checkpoints"},
+    "quantized": {"checkpoints", "config"},
     "subjects": {"checkpoints", "runs"},
     "model": {"config", "distributed", "runs"},
     "compare": {"output", "runs", "stats"},

@@ -36,17 +36,20 @@ class Rotation:
     def matrix(self, device: torch.device | str | None = None) -> Tensor:
         """R, FP32 [size, size]."""
         if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-            return _built(self.size, self.seed, device)  # graphs and modes hold no tensor of ours
+            return hadamard(self.size, self.seed, device)  # graphs and modes hold no tensor of ours
         return _kept(self.size, self.seed).to(device)
 
 
 @cache
 def _kept(size: int, seed: int | None) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        return _built(size, seed, "cpu")
+        return hadamard(size, seed, "cpu")
 
 
-def _built(size: int, seed: int | None, device: torch.device | str | None) -> Tensor:
+def hadamard(
+    size: int, seed: int | None = None, device: torch.device | str | None = None
+) -> Tensor:
+    """diag(signs) H / sqrt(size), FP32 [size, size], for any power of two."""
     matrix = torch.full((1, 1), 1 / math.sqrt(size), dtype=torch.float32, device=device or "cpu")
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float32, device=matrix.device)
     while len(matrix) < size:

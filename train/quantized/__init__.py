@@ -1,0 +1,1 @@
+"""Quantized models on disk, and the models that they compute."""
