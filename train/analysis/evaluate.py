@@ -20,6 +20,7 @@ from train.model.initial import weights_hash
 from train.output.files import write_csv, write_json
 from train.output.tables import table
 from train.runs.folders import check_results_folder
+from train.runs.metrics import perplexity
 from train.stats.intervals import interval
 from train.subjects.models import HELP, load_subject
 from train.subjects.text import Text, add_text_arguments, read_text
@@ -196,7 +197,7 @@ def summary(name: str, score: Score, baseline: Score) -> dict[str, Any]:
     gaps = [ours - theirs for ours, theirs in zip(score.loss, baseline.loss, strict=True)]
     mean = float(np.mean(score.kl_top))
     return {
-        "format": name, "perplexity": math.exp(float(np.mean(score.loss))),
+        "format": name, "perplexity": perplexity(float(np.mean(score.loss))),
         "loss": float(np.mean(score.loss)), "loss gap": float(np.mean(gaps)), "± gap": _half(gaps),
         "KL": float(np.mean(score.kl)), "± KL": _half(score.kl),
         f"top-{TOP} KL": mean, f"± top-{TOP}": _half(score.kl_top), "study x1e6": mean / TOP * 1e6,

@@ -32,6 +32,7 @@ from train.compare.table import terminal
 from train.compare.verdicts import judge
 from train.runs.casts import CastGap, read_cast_gaps
 from train.runs.folders import check_results_folder
+from train.runs.metrics import perplexity
 from train.runs.record import has_record
 from train.runs.run import SMOOTHING, Run, read_runs
 from train.stats.intervals import MIN_UNITS
@@ -206,13 +207,13 @@ def _cast_gaps(base: Run, runs: list[Run], stale: list[str]) -> dict[str, CastGa
 
 
 def _row(one: Run, base: Run | None, casts: dict[str, CastGap]) -> dict[str, Any]:
-    (_, train), (_, val) = one.train_curve, one.val_curve
+    _, train = one.train_curve
     row: dict[str, Any] = {
         "label": one.label, "seed": one.seed, "recipe": one.recipe, "status": one.status,
         "identity": one.identity.hash, "control": one.control, "path": str(one.path),
         "steps": len(one.metrics["step"]),
-        "tokens": one.tokens, "val_loss": float(val[-1]) if len(val) else None,
-        "perplexity": math.exp(val[-1]) if len(val) and val[-1] < 700 else None,
+        "tokens": one.tokens, "val_loss": (val := one.last_validation),
+        "perplexity": None if val is None else perplexity(val),
         "train_loss": float(train[-1]) if len(train) else None,
     }  # fmt: skip
     cast = casts.get(one.recipe)

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from data.durable import write_durably
 from train.compare.gaps import matched, pairs_of, val_gaps
 from train.compare.plot import plot
+from train.output.files import json_text
 from train.runs.metrics import Array
 from train.runs.run import Curve, Run
 from train.stats.intervals import MIN_UNITS, interval
@@ -29,8 +31,8 @@ def write_report(result: dict[str, Any], runs: list[Run], out: Path) -> None:
     """compare.json, pictures and page, into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     document = result | {"notes": [*result["notes"], DRAWN]} | _details(runs, result)
-    text = json.dumps(document, indent=1, allow_nan=False)
-    (out / "compare.json").write_text(text + "\n", encoding="utf-8")
+    text = json_text(document)
+    write_durably(out / "compare.json", text + "\n")
     _write_csv(document, out / "compare.csv")
     plot(document, out)
     # "<" would let a string in the data end the script element; JSON may spell it as an escape

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from data.durable import write_durably
+from train.model.finite import is_finite
 from train.model.module import PretrainModule
 from train.runs.outcome import NonFiniteError
 
@@ -37,7 +37,7 @@ class NonFiniteReport(Callback):
         if not isinstance(exception, NonFiniteError):
             return
         assert isinstance(module, PretrainModule)
-        step, rank = trainer.global_step + 1, trainer.global_rank
+        step, rank = exception.step, trainer.global_rank
         report = {
             "step": step,
             "rank": rank,
@@ -62,7 +62,7 @@ def _first_non_finite(
     model = module.model
     found: list[dict[str, Any]] = []
     for name, parameter in model.named_parameters():
-        if not _finite(parameter):
+        if not is_finite(parameter):
             found.append({"tensor": "parameter", "layer": name})
     for index, batch in enumerate(batches):
         with module.trainer.precision_plugin.forward_context():
@@ -70,14 +70,9 @@ def _first_non_finite(
         if layer is not None:
             found.append({"tensor": "output", "layer": layer, "micro_batch": index})
     for name, parameter in reversed(list(model.named_parameters())):  # backward starts at the end
-        if parameter.grad is not None and not _finite(parameter.grad):
+        if parameter.grad is not None and not is_finite(parameter.grad):
             found.append({"tensor": "gradient", "layer": name})
     return found[0] if found else None
-
-
-def _finite(tensor: Tensor) -> bool:
-    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return bool(own.isfinite().all())
 
 
 @torch.no_grad()

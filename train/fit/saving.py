@@ -1,6 +1,7 @@
 """When a run saves, what beside weights and optimizer, and how a resumed run finds its place."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,13 +9,16 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
 from lowbit import bf16
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
 from train.fit.metrics_csv import MetricsCsv
 from train.fit.record import RunRecord
 from train.fit.signals import Preempted, StopRequest
+from train.model.finite import check_kept
 from train.model.generators import generator_states, restore_generators
+from train.model.step import TrainState
 
 DiskFull = Literal["stop", "continue"]
 
@@ -107,6 +111,7 @@ class Checkpoints(Callback):
         path = self._folder / f"step-{trainer.global_step:08d}"
         if trainer.strategy.broadcast(path.exists()):
             return
+        check_kept(_kept(trainer), TrainState.of(trainer))
         failure = None
         try:
             for logger in trainer.loggers:  # a resume at this step must find this step's metrics
@@ -181,12 +186,24 @@ class Checkpoints(Callback):
         origin = self._restored and self._restored.get("origin")  # dropped when training starts
         if origin and origin["validation_pending"]:
             _validate(trainer)
+        check_kept(_kept(trainer), TrainState.of(trainer))  # also where no step was left to do
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Once more: on its way here Lightning may have drawn for an iterator it then drops."""
         if self._restored is not None:
             restore_generators(self._restored["rng"])
             self._restored = None
+
+
+def _kept(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+    """Weights, and the optimizer's moments of each."""
+    names = {id(p): name for name, p in trainer.lightning_module.named_parameters()}
+    yield from trainer.lightning_module.named_parameters()
+    for optimizer in trainer.optimizers:
+        for parameter, moments in optimizer.state.items():
+            for key, moment in moments.items():
+                if isinstance(moment, Tensor):
+                    yield f"{key} of {names[id(parameter)]}", moment
 
 
 def _validate(trainer: Trainer) -> None:

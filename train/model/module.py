@@ -25,7 +25,7 @@ from lowbit import (
 from train.distributed.fsdp import FullySharded
 from train.model.backends import BackendName, convert
 from train.model.controls import Control, perturb, with_keys
-from train.model.finite import check_finite
+from train.model.finite import check_finite, check_validation
 from train.model.initial import empty_model, pretrained_model, random_model, weights_hash
 from train.model.step import (
     Optimization,
@@ -38,6 +38,7 @@ from train.model.step import (
     token_losses,
     total_norm,
 )
+from train.runs.metrics import perplexity
 
 
 class PretrainModule(LightningModule):
@@ -97,8 +98,9 @@ class PretrainModule(LightningModule):
         self._counted = False
         self._loaded_step = 0
         self.validate_bf16 = validate_bf16
-        self.val_loss = MeanMetric().set_dtype(torch.float64)
-        self.val_loss_bf16 = MeanMetric().set_dtype(torch.float64)
+        # a NaN counts: torchmetrics would leave it out of the mean, and the rest would look well
+        self.val_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.val_loss_bf16 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.loss_sum = torch.zeros((), dtype=torch.float64)  #: over the step's micro-batches
         self.step_loss = math.nan  #: their mean, over the ranks too, once the step has it
         self.grad_norm = math.nan  #: of the step, before clipping
@@ -251,14 +253,15 @@ class PretrainModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """The results, to every logger."""
         self.reuse.forget()
-        loss = float(self.val_loss.compute())
+        losses = {"val/loss": float(self.val_loss.compute())}
         self.val_loss.reset()
-        self.validation = {"val/loss": loss, "val/perplexity": math.exp(loss)}
         if self.validate_bf16:
-            self.validation["val/loss_bf16"] = float(self.val_loss_bf16.compute())
+            losses["val/loss_bf16"] = float(self.val_loss_bf16.compute())
             self.val_loss_bf16.reset()
+        self.validation = losses | {"val/perplexity": perplexity(losses["val/loss"])}
         self.log_row(self.validation)
-        self.log("val_loss", loss, prog_bar=True, logger=False)
+        self.log("val_loss", losses["val/loss"], prog_bar=True, logger=False)
+        check_validation(losses, self.state)
 
     # --- optimizer ----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.durable import write_durably
 from train.output.tables import Row, cell
 
 
@@ -21,9 +22,13 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def write_json(document: Any, path: Path) -> None:
+    """Whole, or as it was."""
+    write_durably(path, json_text(document) + "\n")
+
+
+def json_text(document: Any) -> str:
     """Strict JSON: what is not finite becomes null."""
-    text = json.dumps(_finite(document), indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    return json.dumps(_finite(document), indent=1, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

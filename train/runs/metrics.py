@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ COLUMNS = (
 def is_empty(column: Array) -> NDArray[np.bool_]:
     """Where the cell was empty, which a NaN that a run wrote is not."""
     return np.isnan(column) & np.signbit(column)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where FP64 has no number for it: from 709.8 nats on."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def metrics_line(row: Mapping[str, Any]) -> bytes:

@@ -4,4 +4,8 @@ STATUSES = ("running", "finished", "diverged", "failed")
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient norm is not a finite number; raised before the optimizer step."""
+    """A loss, a gradient norm, a validation or what a step left is not a finite number."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"step {step}: {what}")
+        self.step = step

@@ -90,6 +90,15 @@ class Run:
         return self._finite("val/loss")
 
     @property
+    def last_validation(self) -> float | None:
+        """The last one's loss; None without one, and where it is not finite: none before stands
+        for it.
+        """
+        val = self.metrics.get("val/loss", np.empty(0))
+        last = val[~is_empty(val)][-1:]
+        return float(last[0]) if np.isfinite(last).any() else None
+
+    @property
     def tokens_per_second(self) -> float | None:
         """Median over the steps; None without one."""
         speed = self._finite("tokens_per_second")[1]
