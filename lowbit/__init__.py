@@ -17,10 +17,10 @@ from lowbit.formats import (
 )
 from lowbit.integer import Integer
 from lowbit.linear import QuantLinear
-from lowbit.operands import Keep, Reuse
 from lowbit.policy import LayerPolicy, LayerRule
 from lowbit.quantize import QuantizedTensor, fake_quantize, quantize
 from lowbit.recipe import Phase, QuantRecipe
+from lowbit.reuse import Keep, Reuse
 from lowbit.stats import crest_factor, qsnr_db
 
 __all__ = [

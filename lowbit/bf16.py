@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -24,16 +25,24 @@ Products = Literal["native", "fp32"]
 VARIABLE = "LOWBIT_BF16"
 _CHOICES = ("auto", "native", "fp32")
 _choice: str | None = None  # of `using`; else the environment's
+_of_forward: ContextVar[Products | None] = ContextVar("products of a forward", default=None)
 _stands = False  # whether `everywhere` is entered and has its kernels in place
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
 def products(device: str = "cpu") -> Products:
     """How BF16 matrices on this type of device are multiplied.
 
     ValueError for a typo, and for `fp32` on a device that needs no such help.
     """
-    choice = _choice or _chosen()
+    if device == "cpu" and not torch.compiler.is_compiling() and (captured := _of_forward.get()):
+        return captured
+    way: Products = _decided(_choice, device)  # of a global: a compiled graph is one way's
+    return way
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's
+def _decided(choice: str | None, device: str) -> Products:
+    choice = choice or _chosen()
     if device == "cpu":
         return "native" if choice == "native" or (choice == "auto" and has_unit()) else "fp32"
     if choice == "fp32" and device != "meta":
@@ -50,6 +59,16 @@ def using(choice: str) -> Iterator[None]:
         yield
     finally:
         _choice = before
+
+
+@contextmanager
+def as_captured(way: Products) -> Iterator[None]:
+    """In this thread CPUs multiply as was found at a forward, whatever is chosen by now."""
+    token = _of_forward.set(way)
+    try:
+        yield
+    finally:
+        _of_forward.reset(token)
 
 
 @lru_cache

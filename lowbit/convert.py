@@ -1,17 +1,18 @@
 """Swap a model's linear layers for quantized ones, and change their recipes later."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from lowbit.backend import Backend, Emulate
 from lowbit.definition.noise import Randomness
 from lowbit.linear import QuantLinear
-from lowbit.operands import Keep
 from lowbit.policy import LayerPolicy
 from lowbit.recipe import Phase, QuantRecipe
+from lowbit.reuse import Keep
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Conversion:
     """What `convert_linears` did to a model."""
 
     converted: tuple[str, ...]  #: names of layers
-    skipped: dict[str, str]  #: the others, and why
+    skipped: dict[str, str]  #: the others, and why; also what holds matrices and is no `nn.Linear`
     shared: dict[str, str]  #: further places of a layer -> its first
 
 
@@ -47,51 +48,87 @@ def convert_linears(
     >>> conversion(model).skipped
     {'1': 'left alone by skip or kept blocks'}
     """
-    if isinstance(recipe, LayerPolicy):
-        if skip:
-            raise ValueError(f"skip={tuple(skip)} beside a policy: it has its own, {recipe.skip}")
-        policy = recipe
-    else:
-        policy = LayerPolicy(name="", recipe=recipe, skip=tuple(skip))
-    resolved = policy.resolve(model)
-    backend = backend or Emulate()  # one for all: they share what they make of one input
-    first = randomness.claim(len(resolved)) if randomness else 0
-    made: dict[nn.Module, QuantLinear] = {}
-    places: dict[str, QuantLinear] = {}
-    shared: dict[str, str] = {}
-    names: dict[nn.Module, str] = {}
+    policy = _policy(recipe, skip)
+    recipes = policy.resolve(model)
+    layers = {name: model.get_submodule(name) for name in recipes}
+    make = partial(
+        QuantLinear.from_linear,
+        backend=backend or Emulate(),  # one for all: they share what they make of one input
+        randomness=randomness,
+        keep=keep,
+    )
+    first = randomness.claim(len(layers)) if randomness else 0
+    shared = _further_places(layers)
+    made = _quantized(layers, recipes, shared, make, first)
+    skipped = {n: "left alone by skip or kept blocks" for n, own in recipes.items() if own is None}
+    report = Conversion(tuple(made), skipped | _other_matrices(model), shared)
+    for name, layer in made.items():
+        model = _placed(model, name, layer)
+    model.__dict__["_lowbit_conversion"] = report
+    return model
+
+
+def _policy(recipe: QuantRecipe | LayerPolicy, skip: Sequence[str]) -> LayerPolicy:
+    if not isinstance(recipe, LayerPolicy):
+        return LayerPolicy(name="", recipe=recipe, skip=tuple(skip))
+    if skip:
+        raise ValueError(f"skip={tuple(skip)} beside a policy: it has its own, {recipe.skip}")
+    return recipe
+
+
+def _further_places(layers: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Of layers at several places: each but the first -> the first."""
+    firsts: dict[nn.Module, str] = {}
+    return {n: firsts[layer] for n, layer in layers.items() if firsts.setdefault(layer, n) != n}
+
+
+def _quantized(
+    layers: Mapping[str, nn.Module],
+    recipes: Mapping[str, QuantRecipe | None],
+    shared: Mapping[str, str],
+    make: Callable[..., QuantLinear],
+    first: int,
+) -> dict[str, QuantLinear]:
+    """By place, those that have a recipe; the layers' indices count from `first`."""
+    made: dict[str, QuantLinear] = {}
     errors: dict[str, list[str]] = {}
-    for index, (name, own) in enumerate(resolved.items(), first):
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        if linear in names:
-            shared[name] = names[linear]
-            if own != resolved[names[linear]]:
-                errors.setdefault(f"is also {names[linear]}, with another recipe", []).append(name)
-        names.setdefault(linear, name)
-        if own is None:
+    for index, (name, recipe) in enumerate(recipes.items(), first):
+        origin = shared.get(name, name)
+        if recipe != recipes[origin]:
+            errors.setdefault(f"is also {origin}, with another recipe", []).append(name)
+        if recipe is None:
             continue
         try:
-            if linear not in made:
-                made[linear] = QuantLinear.from_linear(
-                    linear, own, backend=backend, randomness=randomness, index=index, keep=keep
-                )
-            places[name] = made[linear]
+            made[name] = made.get(origin) or make(layers[name], recipe, index=index)
         except ValueError as error:
             errors.setdefault(str(error), []).append(name)
     if errors:
-        raise ValueError("; ".join(_refusal(why, layers) for why, layers in errors.items()))
-    for name, layer in places.items():
-        parent, _, child = name.rpartition(".")
-        if not name:
-            model = layer
-            continue
-        owner = model.get_submodule(parent)
-        setattr(owner, child, layer)
-        if isinstance(owner, nn.TransformerEncoderLayer):
-            owner.activation_relu_or_gelu = 0  # no fast path, which reads weights past the layers
-    skipped = {n: "left alone by skip or kept blocks" for n, own in resolved.items() if own is None}
-    model.__dict__["_lowbit_conversion"] = Conversion(tuple(places), skipped, shared)
+        raise ValueError("; ".join(_refusal(why, names) for why, names in errors.items()))
+    return made
+
+
+def _other_matrices(model: nn.Module) -> dict[str, str]:
+    """Modules that may multiply by matrices of their own (Conv1D of GPT-2, experts in one tensor),
+    by name, with their class.
+    """
+    known = nn.Linear | nn.Embedding | nn.EmbeddingBag
+    return {
+        name: f"{type(module).__name__} is no nn.Linear"
+        for name, module in model.named_modules()
+        if not isinstance(module, known)
+        and any(p is not None and p.dim() > 1 for p in module._parameters.values())
+    }
+
+
+def _placed(model: nn.Module, name: str, layer: QuantLinear) -> nn.Module:
+    """`model` with `layer` at that place; the layer itself where it is the whole model."""
+    if not name:
+        return layer
+    parent, _, child = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    setattr(owner, child, layer)
+    if isinstance(owner, nn.TransformerEncoderLayer):
+        owner.activation_relu_or_gelu = 0  # no fast path, which reads weights past the layers
     return model
 
 

@@ -175,19 +175,16 @@ class BlockFormat:
 
     def __post_init__(self) -> None:
         sizes = self.block_size if isinstance(self.block_size, tuple) else (self.block_size,)
-        if not all(size > 0 for size in sizes) and self.block_size != -1:
+        if min(sizes) < 1 and self.block_size != -1:
             raise ValueError(f"block_size={self.block_size}: positive, or -1 for the whole axis")
         if (self.scale is ScaleFormat.E8M0) != (self.scale_rule is not None):
-            raise ValueError(
-                f"{self.scale_rule} with {self.scale}: e8m0 scales need a rule, others have none"
-            )
-        if self.scale_min is not None and (
-            self.scale is not ScaleFormat.E4M3 or self.scale_min not in E4M3.values[128:]
-        ):
+            wrong = f"{self.scale_rule} with {self.scale}"
+            raise ValueError(f"{wrong}: e8m0 scales need a rule, others have none")
+        least = E4M3.values[128:] if self.scale is ScaleFormat.E4M3 else ()
+        if self.scale_min not in (None, *least):
             raise ValueError(f"scale_min={self.scale_min}: for e4m3 scales, a positive e4m3 value")
-        if self.arithmetic is Arithmetic.BF16 and (
-            self.scale is ScaleFormat.FP32 or self.scale_rule is ScaleRule.EVEN
-        ):
+        exact = self.scale is ScaleFormat.FP32 or self.scale_rule is ScaleRule.EVEN
+        if self.arithmetic is Arithmetic.BF16 and exact:
             raise ValueError("arithmetic=bf16 is not defined for FP32 scales, nor scale_rule=even")
 
     @property
@@ -213,8 +210,7 @@ class BlockFormat:
         return {name: value for name, value in vars(self).items() if value != getattr(named, name)}
 
     def __str__(self) -> str:
-        changes = self.changes().items()
-        shown = ", ".join(f"{name}={getattr(value, 'value', value)}" for name, value in changes)
+        shown = ", ".join(f"{k}={getattr(v, 'value', v)}" for k, v in self.changes().items())
         return f"{self.name}({shown})" if shown else self.name
 
 

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowbit import bf16
 from lowbit.backend import Backend, Emulate
 from lowbit.definition.noise import Randomness
-from lowbit.operands import Keep, LayerNumerics, Operands, reused_now
+from lowbit.operands import LayerNumerics, Operands
 from lowbit.recipe import OPERANDS, ROLES, QuantRecipe
 from lowbit.recompute import as_at_first
+from lowbit.reuse import Keep, reused_now
 from lowbit.straight import StraightOperands
 from lowbit.uses import check_dtypes, check_input
 
@@ -29,11 +31,11 @@ class _QuantizedLinear(torch.autograd.Function):
         ctx.kind, ctx.replaced = saved and saved[1], saved is not None
         kept = saved[0] if saved else (input if for_weight else None,)
         ctx.save_for_backward(weight, *kept)
-        ctx.q = Operands(q.numerics, weights=q.weights)
+        ctx.q, ctx.by_columns = Operands(q.numerics, weights=q.weights), _lies_by_columns(matrix)
         if not recipe.quantizes("fprop"):
             return F.linear(input, weight, bias)  # whatever it does for this shape
         a, b = q("fprop_input", matrix), q("fprop_weight", weight).T
-        output = q.numerics.backend.matmul(a, b, bias, input.dtype)
+        output = q.numerics.matmul(a, b, bias, input.dtype)
         return output.reshape(*input.shape[:-1], len(weight))
 
     @staticmethod
@@ -49,13 +51,21 @@ class _QuantizedLinear(torch.autograd.Function):
                 q = q.read_once(g)
             # no operand outlives its GEMM
             if for_input:
-                grad_input = q.matmul(q("dgrad_grad_output", g), q("dgrad_weight", weight), g.dtype)
+                grad_input = _grad_input(ctx, q, g, weight)
                 grad_input = grad_input.reshape(*grad_output.shape[:-1], weight.shape[1])
             if for_weight:
                 input = _wgrad_input(ctx, q, saved, g.dtype)
                 grad_weight = q.matmul(q("wgrad_grad_output", g).T, input, g.dtype)
         grad_bias = g.sum(0) if for_bias else None
         return grad_input, grad_weight, grad_bias, None, None
+
+
+def _grad_input(ctx: Any, q: Any, g: Tensor, weight: Tensor) -> Any:
+    """dgrad's product; of unquantized operands in PyTorch's order for such an input."""
+    left, right = q("dgrad_grad_output", g), q("dgrad_weight", weight)
+    if ctx.by_columns and not ctx.q.numerics.recipe.quantizes("dgrad"):
+        return q.matmul(right.T, left.T, g.dtype).t()
+    return q.matmul(left, right, g.dtype)
 
 
 def _wgrad_input(ctx: Any, q: Any, saved: list[Any], dtype: torch.dtype) -> Any:
@@ -68,6 +78,10 @@ def _wgrad_input(ctx: Any, q: Any, saved: list[Any], dtype: torch.dtype) -> Any:
             )
         return q.restored_input(saved, ctx.kind, dtype)
     return q("wgrad_input", _matrix(saved[0]))
+
+
+def _lies_by_columns(x: Tensor) -> bool:
+    return x.stride(0) == 1 and x.stride(1) == len(x)
 
 
 def _matrix(x: Tensor) -> Tensor:
@@ -158,7 +172,8 @@ class QuantLinear(nn.Linear):
     def numerics(self) -> LayerNumerics:
         """How it computes now."""
         key = self.randomness.key(self.index) if self.recipe.is_random and self.randomness else None
-        return LayerNumerics(self.recipe, self.backend, key, self.keep, reused_now())
+        reuse, way = reused_now(), bf16.products()
+        return LayerNumerics(self.recipe, self.backend, key, self.keep, reuse, way)
 
     def _operands(
         self, numerics: LayerNumerics, input: Tensor, cast: Tensor, weight: Tensor

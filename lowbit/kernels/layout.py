@@ -1,10 +1,18 @@
-"""How a tensor is read: as it lies in memory, seen as a batch of matrices in 2-D blocks."""
+"""What the kernels of all devices make of an operator's arguments.
+
+A tensor is read as it lies in memory, seen as a batch of matrices in 2-D blocks; a format is the
+list of numbers of request.py's `describe`.
+"""
 
 import math
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  #: types of patterns
+_ELEMENT_AND_SCALE = 10  # so many numbers of a format come before its block's one or two sizes
 
 
 class Layout(NamedTuple):
@@ -50,3 +58,24 @@ def without_gaps(x: Tensor, by_position: bool) -> tuple[Tensor, list[int]]:
     if by_position or not x.permute(lying).is_contiguous():
         return x.contiguous(), order
     return x, lying
+
+
+def element_and_scale(format: list[float]) -> list[float]:
+    """A format's numbers without its block."""
+    return format[:_ELEMENT_AND_SCALE]
+
+
+def block_of(format: list[float]) -> tuple[int, ...]:
+    """The size of a format's blocks along one axis, or along the last two."""
+    return tuple(map(int, format[_ELEMENT_AND_SCALE:]))
+
+
+def two_formats(formats: list[float]) -> tuple[list[float], list[float]]:
+    """Of `quantize_both`, whose blocks are 1-D."""
+    return formats[: _ELEMENT_AND_SCALE + 1], formats[_ELEMENT_AND_SCALE + 1 :]
+
+
+def empty_both(x: Tensor, dtypes: list[torch.dtype]) -> tuple[Tensor, Tensor]:
+    """Where `quantize_both` writes: the second result lies transposed."""
+    rows, columns = x.shape
+    return x.new_empty(rows, columns, dtype=dtypes[0]), x.new_empty(columns, rows, dtype=dtypes[1])

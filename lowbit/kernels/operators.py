@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lowbit.kernels.cpu import calls as cpu
+from lowbit.kernels.layout import empty_both
 
 
 def _like(x: Tensor, format: list[float], dim: int, dtype: torch.dtype, *_: Any) -> Tensor:
@@ -25,8 +26,7 @@ def _like_scaled(
 def _like_both(
     x: Tensor, formats: list[float], dtypes: list[torch.dtype], *_: Any
 ) -> tuple[Tensor, Tensor]:
-    rows, columns = x.shape
-    return x.new_empty(rows, columns, dtype=dtypes[0]), x.new_empty(columns, rows, dtype=dtypes[1])
+    return empty_both(x, dtypes)
 
 
 def _like_scale(x: Tensor, *_: Any) -> Tensor:

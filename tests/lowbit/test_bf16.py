@@ -1,14 +1,26 @@
 """Two ways of multiplying BF16 matrices: float64 is the witness of both, on every machine."""
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lowbit import Emulate, Operand, QuantLinear, QuantRecipe, bf16
+from lowbit import (
+    Emulate,
+    Operand,
+    QuantLinear,
+    QuantRecipe,
+    bf16,
+    block_format,
+    block_matmul,
+    fake_quantize,
+)
 
 WAYS = ("native", "fp32")
 M, K, N = 48, 160, 64
@@ -106,9 +118,11 @@ class Recording(Emulate):
 
     def __init__(self) -> None:
         self.operands_seen: list[Tensor] = []
+        self.ways: list[str] = []
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         self.operands_seen += [a.values, b.values]
+        self.ways.append(bf16.products())
         return super().matmul(a, b, bias, dtype)
 
 
@@ -151,6 +165,53 @@ def test_a_quantized_layer_is_the_fp32_product_rounded_once() -> None:
     for index, result in enumerate(results):
         a, b = (x.float() for x in operands[2 * index : 2 * index + 2])
         assert torch.equal(result, (a @ b).bfloat16())
+
+
+@pytest.mark.parametrize("name", ["mxint8", "nvfp4", "wgrad unquantized"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_backward_and_recomputation_multiply_as_their_forward_did(
+    name: str, way: str, inside: bool, checkpointed: bool
+) -> None:
+    """Whatever is chosen by then, within `everywhere` too; a GEMM without operands follows it, as
+    `nn.Linear`'s does.
+    """
+    recipe = QuantRecipe.uniform("mxint8" if "wgrad" in name else name)
+    recipe = recipe.only("fprop", "dgrad") if "wgrad" in name else recipe
+    linear, backend = nn.Linear(K, N, dtype=torch.bfloat16), Recording()
+    layer = QuantLinear.from_linear(linear, recipe, backend=backend)
+    other = {"native": "fp32", "fp32": "native"}[way]
+    x = normal(M, K).requires_grad_()
+    with bf16.using("fp32"), bf16.everywhere() if inside else nullcontext():
+        with bf16.using(way):
+            y = checkpoint(layer, x, use_reentrant=False) if checkpointed else layer(x)
+        with bf16.using(other):
+            y.backward(normal(M, N))
+    wgrad = other if "wgrad" in name else way
+    again = [way] if checkpointed else []
+    assert backend.ways == [way, *again, way, wgrad]  # fprop, dgrad, wgrad
+
+
+def test_a_captured_way_is_its_threads_own() -> None:
+    seen: list[str] = []
+    with bf16.using("native"), bf16.as_captured("fp32"):
+        thread = threading.Thread(target=lambda: seen.append(bf16.products()))
+        thread.start()
+        thread.join()
+        assert [bf16.products(), *seen] == ["fp32", "native"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_layer_is_compiled_again_for_the_other_way() -> None:
+    torch._dynamo.reset()
+    operands = normal(M, K), nn.Linear(K, N, dtype=torch.bfloat16)
+    layer = QuantLinear.from_linear(operands[1], QuantRecipe.uniform("mxint8"))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for way in (*WAYS, *WAYS):
+        with bf16.using(way):
+            assert torch.equal(compiled(operands[0]), layer(operands[0]))
 
 
 @pytest.mark.parametrize("choice", WAYS)
@@ -298,3 +359,33 @@ def test_attention_is_the_fp32_attention_rounded_once(fp32: None) -> None:
     own, wide = attention(torch.bfloat16, "causal")[0], attention(torch.float32, "causal")[0]
     assert torch.equal(own, wide.bfloat16())
     assert own.stride() == wide.stride()
+
+
+# --- one product of two matrices ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "formats", [("mxint8", "mxint8"), ("mxfp8", None), ("nvfp4", "mxint4"), (None, None)]
+)
+def test_block_matmul_is_the_product_of_quantized_rows(formats: tuple[Any, Any], way: str) -> None:
+    """In float64 of what `fake_quantize` makes of both along K; the dtype is that of the first."""
+    a, b = torch.randn(M, K), torch.randn(N, K)
+    named = [name and block_format(name) for name in formats]
+    found = block_matmul(a, b, *named)
+    exact = [
+        x.double() if f is None else fake_quantize(x, f).double()
+        for x, f in zip((a, b), named, strict=True)
+    ]
+    torch.testing.assert_close(found, (exact[0] @ exact[1].t()).float(), rtol=1e-5, atol=1e-4)
+    narrow = block_matmul(a.bfloat16(), b.bfloat16(), *named)
+    assert narrow.dtype is torch.bfloat16 and narrow.shape == (M, N)
+    if formats == (None, None):
+        assert torch.equal(narrow, a.bfloat16() @ b.bfloat16().t())
+
+
+def test_block_matmul_quantizes_each_operand_on_its_own() -> None:
+    a, b = torch.randn(M, K), torch.randn(N, K)
+    plain, left = block_matmul(a, b, None), block_matmul(a, b, block_format("mxint4"))
+    both = block_matmul(a, b, block_format("mxint4"), block_format("mxint4"))
+    assert not torch.equal(plain, left) and not torch.equal(left, both)
+    assert torch.equal(plain, a @ b.t())

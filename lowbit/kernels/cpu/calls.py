@@ -11,10 +11,18 @@ from torch import Tensor
 
 from lowbit.formats import E4M3
 from lowbit.kernels.cpu.library import Format, Job, Product, library
-from lowbit.kernels.layout import Layout, layout, without_gaps
+from lowbit.kernels.layout import (
+    BITS,
+    Layout,
+    block_of,
+    element_and_scale,
+    empty_both,
+    layout,
+    two_formats,
+    without_gaps,
+)
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 _CHUNK = 1024  # values
 _LONGEST = 131_008  # values: products of -128 add up to less than 2^31; whole vectors
 _SERIAL = 1 << 15  # values; waking other threads costs more than quantizing so few
@@ -28,7 +36,7 @@ def c_format(description: tuple[float, ...], limit: float) -> Format:
     kinds = [field[1] for field in Format._fields_[:-1]]
     values = [
         value if kind is ctypes.c_float else int(value)
-        for kind, value in zip(kinds, description, strict=False)  # the block comes after them
+        for kind, value in zip(kinds, element_and_scale([*description]), strict=True)
     ]
     return Format(*values, limit)
 
@@ -52,7 +60,7 @@ def job_of(
     noise: tuple[Tensor | None, Tensor | None],
 ) -> Job:
     """`axes` are the sizes in the order in which they lie, and the blocked one of them."""
-    job = job_over(x, layout(*axes, tuple(map(int, format[10:]))))
+    job = job_over(x, layout(*axes, block_of(format)))
     job.out = out.data_ptr()
     if scale[0] is not None:
         job.tensor_scale, job.apply_tensor_scale = scale[0].data_ptr(), scale[1]
@@ -93,7 +101,7 @@ def quantize_scaled(
     """
     x, out, job = _whole(x, format, dim, dtype, (state, first_row))
     block_rows, blocks = -(-job.rows // job.block_rows), -(-job.columns // job.block_columns)
-    amax = x.new_empty(job.outer * block_rows * blocks, dtype=_BITS[x.dtype])
+    amax = x.new_empty(job.outer * block_rows * blocks, dtype=BITS[x.dtype])
     job.amax, job.apply_tensor_scale = amax.data_ptr(), apply
     above = _scale_above(job, x, E4M3.max * format[4])
     _run(job, format, limit, x, dtype)
@@ -114,7 +122,7 @@ def _whole(
     noise: tuple[Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor, Job]:
     """`x` without gaps, where its values go, and the job."""
-    x, order = without_gaps(x, by_position=noise[0] is not None or len(format) > 11)
+    x, order = without_gaps(x, by_position=noise[0] is not None or len(block_of(format)) == 2)
     out = torch.empty_like(x, dtype=dtype)
     axes = tuple(x.shape[axis] for axis in order), order.index(dim)
     return x, out, job_of(x, out, axes, format, (None, False), noise)
@@ -144,11 +152,9 @@ def quantize_both(
 ) -> tuple[Tensor, Tensor]:
     """Operator `lowbit::quantize_both`: the second result lies transposed."""
     x = x.contiguous()
-    rows, columns = x.shape
-    outs = x.new_empty(rows, columns, dtype=dtypes[0]), x.new_empty(columns, rows, dtype=dtypes[1])
-    described = formats[:11], formats[11:]
+    outs = empty_both(x, dtypes)
     arguments: list[Any] = []
-    for i, (out, format) in enumerate(zip(outs, described, strict=True)):
+    for i, (out, format) in enumerate(zip(outs, two_formats(formats), strict=True)):
         pair = noise[2 * i], noise[2 * i + 1]
         job = job_of(x, out, (x.shape, 1 - i), format, (tensor_scales[i], False), pair)
         job.transposed = i
@@ -179,7 +185,8 @@ def codes(
 def empty_codes(x: Tensor, format: list[float], dim: int, *_: Any) -> tuple[Tensor, Tensor]:
     """Where `codes` writes both."""
     rows, depth = x.shape if dim == 1 else x.shape[::-1]
-    blocks = 1 if format[10] == -1 else -(-depth // int(format[10]))
+    (size,) = block_of(format)
+    blocks = 1 if size == -1 else -(-depth // size)
     shape = (rows, blocks) if dim == 1 else (blocks, rows)
     return x.new_empty(rows, depth, dtype=torch.int8), x.new_empty(shape, dtype=torch.float32)
 

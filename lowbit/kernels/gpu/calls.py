@@ -9,9 +9,16 @@ from torch import Tensor
 from lowbit.definition.scale import over
 from lowbit.formats import E4M3
 from lowbit.kernels.gpu import quantize as gpu_quantize
-from lowbit.kernels.layout import layout, without_gaps
+from lowbit.kernels.layout import (
+    BITS,
+    block_of,
+    element_and_scale,
+    empty_both,
+    layout,
+    two_formats,
+    without_gaps,
+)
 
-_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 _INTEGERS = 0, 1, 2, 5, 6, 7, 9  # of the ten numbers that request.py describes a format with
 VALUES_A_WARP = 1024  # 32 a thread; measured on an H100, as _tile_of's 32 x 64 is
 
@@ -54,7 +61,7 @@ def _quantized(
     scale: tuple[Tensor | None, bool],
     noise: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
-    block = tuple(map(int, format[10:]))
+    block = block_of(format)
     x, order = without_gaps(x, noise[0] is not None or len(block) == 2)
     out = torch.empty_like(x, dtype=dtype)
     dim = order.index(dim)
@@ -84,10 +91,9 @@ def quantize_both(
     """Operator `lowbit::quantize_both`."""
     x = x.contiguous()
     rows, columns = x.shape
-    across = x.new_empty(rows, columns, dtype=dtypes[0])
-    down = x.new_empty(columns, rows, dtype=dtypes[1])
-    described = formats[:11], formats[11:]
-    blocks = [int(format[10]) for format in described]
+    across, down = empty_both(x, dtypes)
+    described = two_formats(formats)
+    blocks = [size for format in described for size in block_of(format)]
     tile = _tile_of(blocks[1], blocks[0])
     states, first_rows = map(_number, noise[::2]), map(_number, noise[1::2])
     grid = (_tiles(rows, tile[0]) * _tiles(columns, tile[1]),)
@@ -133,7 +139,7 @@ def _tiles(length: int, size: int) -> int:
 
 
 def _bits(x: Tensor) -> Tensor:
-    return x.view(_BITS[x.dtype])
+    return x.view(BITS[x.dtype])
 
 
 def _number(x: Tensor | None) -> int:
@@ -142,6 +148,6 @@ def _number(x: Tensor | None) -> int:
 
 def constants(format: list[float]) -> tuple[float, ...]:
     """The format as the kernels know it; CARRY as far as a mantissa reaches."""
-    numbers = [int(v) if i in _INTEGERS else v for i, v in enumerate(format[:10])]
+    numbers = [int(v) if i in _INTEGERS else v for i, v in enumerate(element_and_scale(format))]
     numbers[7] = min(numbers[7], 2**23 - 1)
     return tuple(numbers)

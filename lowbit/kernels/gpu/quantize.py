@@ -182,22 +182,10 @@ def _tile(rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["key", "first_row"])
 def quantize(
-    x,
-    out,
-    above,
-    rows,
-    columns,
-    limit,
-    segment,
-    key,
-    first_row,
-    FORMAT: tl.constexpr,
-    R: tl.constexpr,
-    C: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    x, out, above, rows, columns, limit, segment, key, first_row, FORMAT: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     APPLY: tl.constexpr,
-):
+):  # fmt: skip
     """`x` [outer, rows, columns] to `out`, which lies like it, in blocks of R x C.
 
     Tensors are seen as int16 (BF16) or int32 (FP32). `above` is the tensor scale, multiplied in
