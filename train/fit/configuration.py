@@ -63,6 +63,43 @@ TRAINER_DEFAULTS = {
 }
 
 
+def _add_arguments_of_training(parser: LightningArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        type=str,
+        default="auto",
+        help="auto: from the newest valid checkpoint of the run folder, if it has one; "
+        "never: refuse a folder that holds a run; PATH: from this checkpoint.",
+    )
+    parser.add_argument("--checkpoint_every", type=int, default=50, help="In optimizer steps.")
+    parser.add_argument("--keep_checkpoints", type=int, default=2, help="At least 2.")
+    parser.add_argument(
+        "--disk_full",
+        type=DiskFull,
+        default="stop",
+        help="When a checkpoint cannot be written: stop, or continue without it.",
+    )
+    parser.add_argument(
+        "--diagnostics",
+        type=Diagnostics | None,
+        default=None,
+        help="What formats do to operands and gradients while the run trains.",
+    )
+    parser.add_argument(
+        "--declared",
+        type=list[str] | None,
+        default=None,
+        help="Keys in which this run differs from others on purpose; a sweep gives those "
+        "of its overrides, and `lowbit compare` names them.",
+    )
+    parser.add_argument(
+        "--collective_timeout",
+        type=int,
+        default=600,
+        help="Seconds that a rank waits for the others before it gives up.",
+    )
+
+
 class RunCLI(LightningCLI):
     """Builds trainer, module and data of one run; nothing is written yet."""
 
@@ -106,47 +143,12 @@ class RunCLI(LightningCLI):
             help="Folder of the run: configuration, metrics, checkpoints, weights "
             "(default: runs/<policy name>-s<seed>).",
         )
-        if self._verb != "validate":
-            parser.add_argument(
-                "--resume",
-                type=str,
-                default="auto",
-                help="auto: from the newest valid checkpoint of the run folder, if it has one; "
-                "never: refuse a folder that holds a run; PATH: from this checkpoint.",
-            )
-            parser.add_argument(
-                "--checkpoint_every", type=int, default=50, help="In optimizer steps."
-            )
-            parser.add_argument("--keep_checkpoints", type=int, default=2, help="At least 2.")
-            parser.add_argument(
-                "--disk_full",
-                type=DiskFull,
-                default="stop",
-                help="When a checkpoint cannot be written: stop, or continue without it.",
-            )
-            parser.add_argument(
-                "--diagnostics",
-                type=Diagnostics | None,
-                default=None,
-                help="What formats do to operands and gradients while the run trains.",
-            )
-            parser.add_argument(
-                "--declared",
-                type=list[str] | None,
-                default=None,
-                help="Keys in which this run differs from others on purpose; a sweep gives those "
-                "of its overrides, and `lowbit compare` names them.",
-            )
-            parser.add_argument(
-                "--collective_timeout",
-                type=int,
-                default=600,
-                help="Seconds that a rank waits for the others before it gives up.",
-            )
-        else:
+        if self._verb == "validate":
             parser.add_argument(
                 "--checkpoint", type=str | None, default=None, help="Whose weights to validate."
             )
+        else:
+            _add_arguments_of_training(parser)
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -214,8 +216,8 @@ class RunCLI(LightningCLI):
         )
         checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop, self.record)
         report = NonFiniteReport(self.run_dir)
-        plan = self.config_init["diagnostics"]
-        microscope = [Microscope(plan, self.model, self.run_dir)] if plan else []
+        diagnostics = self.config_init["diagnostics"]
+        microscope = [Microscope(diagnostics, self.model, self.run_dir)] if diagnostics else []
         metrics = [CodeUse(), *microscope, Throughput(self.run_dir), StepMetrics(), SpikeReport()]
         return [*metrics, Progress(), report, checkpoints, self.record]
 

@@ -23,9 +23,9 @@ from train.fit.resume import (
     check_origin,
     check_same_origin,
     check_same_run,
+    recipe_of,
     set_later_aside,
 )
-from train.fit.saving import recipe_of
 from train.fit.signals import Preempted, end_with_launcher, requeue
 from train.fit.slow import facts_of, slow_lines
 from train.model.initial import empty_model
@@ -76,9 +76,9 @@ def _fit(cli: RunCLI) -> int:
     _check_fits(cli)
     cli.datamodule.setup("fit")
     cli.datamodule.train_dataloader()  # raises for too little data before anything is written
-    module.resumes = point is not None
+    module.initial.replaced = point is not None
     if point is None:
-        module.read_source()
+        module.initial.read()
     if trainer.is_global_zero:
         print("\n".join([f"{run_dir}:", *describe(module, trainer.max_steps)]), flush=True)
         _begin(cli)
@@ -139,7 +139,7 @@ def validate(argv: list[str]) -> int:
     checkpoint = cli.config["checkpoint"]
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise FileNotFoundError(f"--checkpoint {checkpoint}: there is no such checkpoint folder")
-    cli.model.resumes = checkpoint is not None
+    cli.model.initial.replaced = checkpoint is not None
     cli.trainer.validate(
         cli.model, cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True
     )

@@ -142,7 +142,7 @@ def describe_run(
         },
         "model": module.model.config.to_dict(),
         "parameters": sum(p.numel() for p in module.parameters()),
-        "initial_weights": module.initial_weights,
+        "initial_weights": module.initial.hash,
         "init_from": module.init_from,
         "max_steps": trainer.max_steps,
         "precision": str(trainer.precision),

@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch import Trainer
+
+from lowbit import bf16
 from train.checkpoints.folder import (
     complete_checkpoints,
     find_resume_point,
@@ -47,6 +51,29 @@ def set_later_aside(run_dir: Path, point: Path) -> None:
     for path in complete_checkpoints(run_dir / "checkpoints"):
         if step_of(path) > step_of(point):
             print(f"lowbit: {path} set aside as {rename_aside(path, 'superseded')}", flush=True)
+
+
+def run_origin(trainer: Trainer, module: Any) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that saved, and where it stood."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return {
+        "step": trainer.global_step,
+        "recipe": recipe_of(module),
+        "data_fingerprint": data.fingerprint,
+        "world_size": trainer.world_size,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "bf16_products": bf16.products(module.device.type),
+    }
+
+
+def recipe_of(module: Any) -> dict[str, Any]:
+    """The formats of every linear layer's operands, and from when on they change, as plain data."""
+    layers = module.policy.resolve(module.model)
+    tables = {name: recipe.table() if recipe else "kept" for name, recipe in layers.items()}
+    phases = [[phase.start, *phase.gemms] for phase in module.policy.phases]
+    return {"layers": tables, "phases": phases}
 
 
 def check_origin(point: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -11,10 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lowbit import bf16
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
 from train.fit.metrics_csv import MetricsCsv
 from train.fit.record import RunRecord
+from train.fit.resume import run_origin
 from train.fit.signals import Preempted, StopRequest
 from train.model.finite import check_kept
 from train.model.generators import generator_states, restore_generators
@@ -55,11 +55,9 @@ class Checkpoints(Callback):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """All ranks go on from the same step, or none does: each has looked for itself."""
-        if trainer.world_size > 1:
-            points: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(points, str(trainer.ckpt_path))
-            if len(set(points)) > 1:
-                raise ValueError(f"the ranks see different checkpoints to go on from: {points}")
+        points = _gather(trainer, str(trainer.ckpt_path))
+        if len(set(points)) > 1:
+            raise ValueError(f"the ranks see different checkpoints to go on from: {points}")
 
     # --- when -----------------------------------------------------------------------------------
 
@@ -228,34 +226,11 @@ def _has_validation(trainer: Trainer) -> bool:
     return trainer.enable_validation and bool(sum(trainer.num_val_batches))
 
 
-def run_origin(trainer: Trainer, module: Any) -> dict[str, Any]:
-    """What a resumed run must have in common with the one that saved, and where it stood."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    return {
-        "step": trainer.global_step,
-        "recipe": recipe_of(module),
-        "data_fingerprint": data.fingerprint,
-        "world_size": trainer.world_size,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "bf16_products": bf16.products(module.device.type),
-    }
-
-
-def recipe_of(module: Any) -> dict[str, Any]:
-    """The formats of every linear layer's operands, and from when on they change, as plain data."""
-    layers = module.policy.resolve(module.model)
-    tables = {name: recipe.table() if recipe else "kept" for name, recipe in layers.items()}
-    phases = [[phase.start, *phase.gemms] for phase in module.policy.phases]
-    return {"layers": tables, "phases": phases}
-
-
-def _gather(trainer: Trainer, rng: dict[str, Any]) -> list[dict[str, Any]]:
-    if trainer.world_size == 1:
-        return [rng]
-    gathered: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(gathered, rng)
+def _gather(trainer: Trainer, own: Any) -> list[Any]:
+    """What each rank has."""
+    gathered = [own] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(gathered, own)
     return gathered
 
 

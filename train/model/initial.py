@@ -8,12 +8,42 @@ import torch
 from torch import nn
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
+from train.model.controls import Control, perturb
+
 # of a configuration, on what trained weights compute; dropout is the training's own
 OF_NO_EFFECT = {
     *("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"),
     *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"),
     *("attention_dropout", "model_type"),
 }
+
+
+class InitialWeights:
+    """Of one run: random, or those of `init_from`, and disturbed where that is the control."""
+
+    def __init__(
+        self, config: LlamaConfig, seed: int, init_from: str | None, control: Control | None
+    ) -> None:
+        self._config, self._seed, self._init_from, self._control = config, seed, init_from, control
+        self._read: LlamaForCausalLM | None = None
+        self.replaced = False  #: by a checkpoint's, once they are there
+        self.hash: str | None = None  #: of those drawn last, where they were asked for with it
+
+    def read(self) -> None:
+        """Read those of `init_from` now: what is wrong with them is said before a start."""
+        if self._init_from:
+            self._read = pretrained_model(self._init_from, self._config)
+
+    def draw(self, *, hashed: bool = True) -> LlamaForCausalLM:
+        """Random ones also where a checkpoint's will replace them: `init_from` may be gone."""
+        if not self.replaced and self._read is None:
+            self.read()
+        model, self._read = self._read or random_model(self._config, self._seed), None
+        if self._control == "perturbed":
+            perturb(model, self._seed)
+        if hashed and not (self._init_from and self.replaced):
+            self.hash = weights_hash(model)
+        return model
 
 
 def empty_model(llama: LlamaConfig) -> LlamaForCausalLM:

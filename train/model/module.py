@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from data.module import IGNORED_LABEL
 from lowbit import (
-    Counting,
     Keep,
     LayerPolicy,
     Phase,
@@ -24,9 +23,10 @@ from lowbit import (
 )
 from train.distributed.fsdp import FullySharded
 from train.model.backends import BackendName, convert
-from train.model.controls import Control, perturb, with_keys
+from train.model.controls import Control, with_keys
 from train.model.finite import check_finite, check_validation
-from train.model.initial import empty_model, pretrained_model, random_model, weights_hash
+from train.model.first_products import FirstProducts
+from train.model.initial import InitialWeights, empty_model
 from train.model.step import (
     Optimization,
     TrainState,
@@ -42,7 +42,24 @@ from train.runs.metrics import perplexity
 
 
 class PretrainModule(LightningModule):
-    """Pretrain a Llama model with its linear layers quantized under `policy`."""
+    """Pretrain a Llama model with its linear layers quantized under `policy`.
+
+    Args:
+        llama: The architecture, with the names of transformers' LlamaConfig.
+        policy: Which linear layers get which numerics.
+        optimization: Optimizer, schedule, clipping.
+        init_from: Folder or hub id of pretrained weights to start from, instead of random ones.
+        seed: Of the initial weights and of stochastic rounding; the command line sets it.
+        gradient_checkpointing: Keep each block's input alone and compute the rest again in the
+            backward pass: less memory, the same bits.
+        compile_blocks: `torch.compile` of each block: faster on GPUs, sums in another order.
+        validate_bf16: Validate the same weights without quantization too, as val/loss_bf16.
+        control: Show the noise instead of a recipe. perturbed: initial weights plus 1e-6 of noise;
+            noise: operands plus their quantization error with a random sign.
+        backend: How quantized operands are multiplied. emulate: their values, by the device's BF16
+            GEMM; integer: INT8 codes block by block, on CPUs, for recipes of integers alone.
+        keep: What quantized layers hold on to, time against memory; the same losses.
+    """
 
     def __init__(
         self,
@@ -58,22 +75,6 @@ class PretrainModule(LightningModule):
         backend: BackendName = "emulate",
         keep: Keep = Keep(),
     ) -> None:
-        """Args:
-        llama: The architecture, with the names of transformers' LlamaConfig.
-        policy: Which linear layers get which numerics.
-        optimization: Optimizer, schedule, clipping.
-        init_from: Folder or hub id of pretrained weights to start from, instead of random ones.
-        seed: Of the initial weights and of stochastic rounding; the command line sets it.
-        gradient_checkpointing: Keep each block's input alone and compute the rest again in the
-            backward pass: less memory, the same bits.
-        compile_blocks: `torch.compile` of each block: faster on GPUs, sums in another order.
-        validate_bf16: Validate the same weights without quantization too, as val/loss_bf16.
-        control: Show the noise instead of a recipe. perturbed: initial weights plus 1e-6 of noise;
-            noise: operands plus their quantization error with a random sign.
-        backend: How quantized operands are multiplied. emulate: their values, by the device's BF16
-            GEMM; integer: INT8 codes block by block, on CPUs, for recipes of integers alone.
-        keep: What quantized layers hold on to, time against memory; the same losses.
-        """
         super().__init__()
         if keep.quantized_weights and compile_blocks:
             raise ValueError("model.keep.quantized_weights with model.compile_blocks: one of them")
@@ -90,12 +91,9 @@ class PretrainModule(LightningModule):
         self.randomness = Randomness(seed)
         self.reuse = Reuse()  #: nobody else writes to weights or activations during our steps
         self.model: LlamaForCausalLM = self._convert(empty_model(llama))  #: without weights so far
-        self._pretrained: list[LlamaForCausalLM] = []  # in a list: it is no part of this module
-        self.resumes = False  #: a checkpoint will replace the first weights
-        self.initial_weights: str | None = None  #: their hash, on rank 0 once they are there
+        self.initial = InitialWeights(self.model.config, seed, init_from, control)
         self._phase: Phase | None = None
-        self._census: Counting | None = None  #: of the first micro-batch
-        self._counted = False
+        self._products = FirstProducts()
         self._loaded_step = 0
         self.validate_bf16 = validate_bf16
         # a NaN counts: torchmetrics would leave it out of the mean, and the rest would look well
@@ -126,26 +124,9 @@ class PretrainModule(LightningModule):
             return
         strategy = None if self.standing else self.trainer.strategy
         if isinstance(strategy, FullySharded):
-            strategy.shard(self.model, None if self.state.rank else self._draw())
+            strategy.shard(self.model, None if self.state.rank else self.initial.draw())
         else:
-            self.model = self._convert(self._draw())
-
-    def read_source(self) -> None:
-        """Read the weights of `init_from` now: what is wrong with them is said before a start."""
-        if self.init_from:
-            self._pretrained = [pretrained_model(self.init_from, self.model.config)]
-
-    def _draw(self) -> LlamaForCausalLM:
-        """Random weights also where a checkpoint's will replace them: `init_from` may be gone."""
-        if self.init_from and not self.resumes and not self._pretrained:
-            self.read_source()
-        found = self._pretrained or [random_model(self.model.config, self.seed)]
-        model, self._pretrained = found[0], []
-        if self.control == "perturbed":
-            perturb(model, self.seed)
-        if self.state.rank == 0 and not (self.init_from and self.resumes):
-            self.initial_weights = weights_hash(model)
-        return model
+            self.model = self._convert(self.initial.draw(hashed=self.state.rank == 0))
 
     @property
     def state(self) -> TrainState:
@@ -172,20 +153,12 @@ class PretrainModule(LightningModule):
         if batch_idx % state.accumulate == 0:
             self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._place(state.step, batch)
-        if not self._counted and not self.compile_blocks:
-            self._census = Counting(self.model).__enter__()
-        self._counted = True
+        if not self.compile_blocks:
+            self._products.count(self.model)
 
     def on_after_backward(self) -> None:
         """ValueError where the first micro-batch computed something else than the recipes say."""
-        if self._census is None:
-            return
-        census, self._census = self._census, None
-        census.__exit__()
-        resolved = self.policy.resolve(self.model, self._phase)
-        if differences := census.differences(resolved):
-            shown = "; ".join(differences[:3])
-            raise ValueError(f"{len(differences)} products differ from the recipe: {shown}")
+        self._products.check(self.model, self.policy, self._phase)
 
     def _place(self, step: int, batch: Mapping[str, Tensor]) -> None:
         """Take the recipes and random numbers of the update number `step`, counted from 0."""
