@@ -46,6 +46,30 @@ def choose_resume_point(run_dir: Path, resume: str, *, is_writer: bool = True) -
     return path
 
 
+def rescale_progress(fit_loop: dict[str, Any], saved: dict[str, Any], accumulate: int) -> None:
+    """Lightning counts micro-batches; with another number of them a step, count those."""
+    before = saved["accumulate_grad_batches"]
+    progress = fit_loop["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        unfinished = counts["ready"] - counts["completed"]
+        for name, count in counts.items():
+            counts[name] = count * accumulate // before
+        counts["completed"] = counts["ready"] - unfinished
+
+
+def resume_report(trainer: Trainer, module: Any, same_ranks: bool, ranks: int) -> str:
+    """A line on what is as it was."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    samples = trainer.global_step * data.global_batch_size
+    rng = "restored"
+    if not same_ranks:
+        rng = f"not restored, {ranks} ranks then and {trainer.world_size} now: dropout differs"
+    return (
+        f"resumed after step {trainer.global_step}: weights restored, optimizer and schedule "
+        f"restored, random generators {rng}, data from sample {samples} on"
+    )
+
+
 def set_later_aside(run_dir: Path, point: Path) -> None:
     """A run that goes back to an older checkpoint leaves the later ones behind, under a name."""
     for path in complete_checkpoints(run_dir / "checkpoints"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
 from train.fit.metrics_csv import MetricsCsv
 from train.fit.record import RunRecord
-from train.fit.resume import run_origin
+from train.fit.resume import rescale_progress, resume_report, run_origin
 from train.fit.signals import Preempted, StopRequest
 from train.model.finite import check_kept
 from train.model.generators import generator_states, restore_generators
@@ -162,7 +162,7 @@ class Checkpoints(Callback):
     ) -> None:
         """Keep what `on_train_start` restores."""
         saved = checkpoint["origin"]
-        _rescale(checkpoint["loops"]["fit_loop"], saved, trainer.accumulate_grad_batches)
+        rescale_progress(checkpoint["loops"]["fit_loop"], saved, trainer.accumulate_grad_batches)
         self._restored = {"rng": checkpoint["rng"], "origin": saved}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -174,7 +174,7 @@ class Checkpoints(Callback):
         if same_ranks:
             restore_generators(generators[trainer.global_rank])
         if trainer.is_global_zero:
-            print(_resume_report(trainer, module, same_ranks, len(generators)), flush=True)
+            print(resume_report(trainer, module, same_ranks, len(generators)), flush=True)
         if origin["validation_pending"]:
             _validate(trainer)
         self._restored = {"rng": generator_states()} if same_ranks else None
@@ -232,26 +232,3 @@ def _gather(trainer: Trainer, own: Any) -> list[Any]:
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(gathered, own)
     return gathered
-
-
-def _rescale(fit_loop: dict[str, Any], saved: dict[str, Any], accumulate: int) -> None:
-    """Lightning counts micro-batches; with another number of them a step, count those."""
-    before = saved["accumulate_grad_batches"]
-    progress = fit_loop["epoch_loop.batch_progress"]
-    for counts in (progress["total"], progress["current"]):
-        unfinished = counts["ready"] - counts["completed"]
-        for name, count in counts.items():
-            counts[name] = count * accumulate // before
-        counts["completed"] = counts["ready"] - unfinished
-
-
-def _resume_report(trainer: Trainer, module: Any, same_ranks: bool, ranks: int) -> str:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    samples = trainer.global_step * data.global_batch_size
-    rng = "restored"
-    if not same_ranks:
-        rng = f"not restored, {ranks} ranks then and {trainer.world_size} now: dropout differs"
-    return (
-        f"resumed after step {trainer.global_step}: weights restored, optimizer and schedule "
-        f"restored, random generators {rng}, data from sample {samples} on"
-    )
