@@ -3,8 +3,10 @@
 from lowbit.backend import Backend, Emulate, Operand, block_matmul
 from lowbit.census import Counting, census
 from lowbit.convert import Conversion, conversion, convert_linears, enter_phase, unquantized
+from lowbit.definition.given import Scales
 from lowbit.definition.noise import Key, Randomness
 from lowbit.definition.rotation import Rotation, rotate
+from lowbit.definition.transforms import Transform, transformed
 from lowbit.formats import (
     Arithmetic,
     BlockFormat,
@@ -48,6 +50,8 @@ __all__ = [
     "Rounding",
     "ScaleFormat",
     "ScaleRule",
+    "Scales",
+    "Transform",
     "block_format",
     "block_matmul",
     "census",
@@ -59,5 +63,6 @@ __all__ = [
     "qsnr_db",
     "quantize",
     "rotate",
+    "transformed",
     "unquantized",
 ]

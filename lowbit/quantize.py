@@ -28,6 +28,7 @@ from torch import Tensor
 from lowbit import kernels
 from lowbit.definition import codes as encoding
 from lowbit.definition.blocks import from_blocks, to_blocks
+from lowbit.definition.given import Scales, check_held, given_blocks
 from lowbit.definition.noise import Key
 from lowbit.definition.scale import power_of_two
 from lowbit.definition.steps import rounded, saturated, scaled_blocks
@@ -147,9 +148,17 @@ class QuantizedTensor:
 
 
 def quantize(
-    x: Tensor, format: BlockFormat | str, dim: int = -1, *, key: Key | None = None
+    x: Tensor,
+    format: BlockFormat | str,
+    dim: int = -1,
+    *,
+    key: Key | None = None,
+    scales: Scales | None = None,
 ) -> QuantizedTensor:
     """Codes and scales of `x` in blocks along `dim`; `dequantize` equals `fake_quantize`.
+
+    `scales`: take these, not those of the blocks' largest magnitudes; what they do not reach
+    saturates. ValueError for one that the format's scales cannot hold.
 
     >>> q = quantize(torch.tensor([1.0, 0.3, -0.004]), "mxint8")
     >>> q.codes.tolist(), q.scale.tolist(), q.ocp_scale().tolist()
@@ -158,8 +167,10 @@ def quantize(
     format = checked(x, format, key)
     if format.element.bits > 8:
         raise ValueError(f"{format} has {format.element.bits} bits: codes hold 8; fake_quantize it")
-    scaled = scaled_blocks(x, format, dim)
+    scaled = given_blocks(x, format, dim, scales) if scales else scaled_blocks(x, format, dim)
     codes = from_blocks(rounded(scaled, format, dim, key), scaled.inside, scaled.shape)
+    if scales:
+        codes = codes.clamp_(format.element.min, format.element.max)
     scale = scaled.scale
     for axis in reversed(scaled.inside):
         scale = scale.squeeze(axis)
@@ -173,7 +184,10 @@ def quantize(
         case ScaleFormat.FP32:
             stored = scale
     elements = encoding.encode(codes.float(), format.element).reshape(x.shape)
-    return QuantizedTensor(elements, stored, scaled.tensor_scale, format, dim)
+    found = QuantizedTensor(elements, stored, scaled.tensor_scale, format, dim)
+    if scales:
+        check_held(found.scale_values(), scales.block, format)
+    return found
 
 
 def checked(x: Tensor, format: BlockFormat | str, key: Key | None) -> BlockFormat:

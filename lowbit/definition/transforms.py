@@ -166,10 +166,14 @@ def _orthogonal(size: int, key: Key) -> Tensor:
 
 
 def _fast_food(size: int, key: Key) -> Tensor:
-    """Rows as long as those of a matrix of normal numbers, divided by sqrt(size)."""
+    """Rows as long as those of a matrix of normal numbers, divided by sqrt(size).
+
+    No number of G is nearer to zero than 0.1, so that FP32 can invert what is made of them.
+    """
     h = hadamard(size).double()
     signs = torch.where(uniform((size,), key.fold(0)) < 0.5, 1.0, -1.0).double()
     gauss = _normal((1, size), key.fold(1))[0]
+    gauss = gauss.abs().clamp(min=0.1).copysign(gauss)
     order = uniform((size,), key.fold(2)).argsort()
     lengths: Tensor = _normal((size, size), key.fold(3)).norm(dim=1) / gauss.norm()
     return lengths[:, None] * (h * gauss) @ (h[order] * signs)

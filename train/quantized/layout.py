@@ -22,8 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lowbit import BlockFormat, QuantizedTensor
-from lowbit.definition.transforms import Transform
+from lowbit import BlockFormat, QuantizedTensor, ScaleFormat, Transform
 from train.checkpoints.folder import open_staging, publish, verify_checkpoint
 from train.config.formats import read_format, write_format
 from train.quantized.linear import StoredLinear
@@ -46,7 +45,7 @@ class StoredLayer:
     def entries(self, name: str) -> Iterator[Entry]:
         """Its tensors, for the layer called `name`."""
         scale, above = self.weight.scale, self.weight.tensor_scale
-        if self.weight.format.scale.value == "e4m3":
+        if self.weight.format.scale == ScaleFormat.E4M3:
             scale = scale.view(torch.float8_e4m3fn)
         yield Entry.of(f"{name}.weight.codes", self.weight.codes)
         yield Entry.of(f"{name}.weight.scale", scale)

@@ -3,8 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit import BlockFormat, fake_quantize
-from lowbit.definition.transforms import Transform, transformed
+from lowbit import BlockFormat, Transform, fake_quantize, transformed
 
 
 class StoredLinear(nn.Module):
