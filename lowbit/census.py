@@ -124,7 +124,7 @@ class _Recording:
     def _note(self, operand: Operand, format: BlockFormat | None, dim: int) -> Operand:
         values = operand.values
         note = _Made(dim, str(format or "bf16"), values.stride())
-        self.made[values.untyped_storage().data_ptr()] = note
+        self.made[values.untyped_storage()._cdata] = note
         return operand
 
     def operand(self, x: Tensor, format: BlockFormat | None, dim: int, key: Key | None) -> Operand:
@@ -141,7 +141,7 @@ class _Recording:
         return self._note(self.inner.restored(stored, dtype), stored.format, stored.dim)
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        left, right = (self.made[x.values.untyped_storage().data_ptr()] for x in (a, b))
+        left, right = (self.made[x.values.untyped_storage()._cdata] for x in (a, b))
         turned = getattr(b, "blocked_dim", None) == 0 or b.values.stride() != right.stride
         gemm = _GEMM.get((left.dim, right.dim)) or ("fprop" if turned else "dgrad")
         self.products[gemm, left.format, right.format] += 1

@@ -12,7 +12,7 @@ from lowbit.backend import Backend, Emulate
 from lowbit.definition.noise import Randomness
 from lowbit.operands import LayerNumerics, Operands
 from lowbit.recipe import OPERANDS, ROLES, QuantRecipe
-from lowbit.recompute import as_at_first
+from lowbit.recompute import as_at_first, as_at_first_in_graph
 from lowbit.reuse import Keep, reused_now
 from lowbit.straight import StraightOperands
 from lowbit.uses import check_dtypes, check_input
@@ -113,7 +113,8 @@ class QuantLinear(nn.Linear):
     randomness: Randomness | None = None  #: for stochastic rounding
     index: int = 0  #: of the layer in the model: its stream of random numbers
     keep: Keep = Keep()
-    _changes: bool = False  # whether the recipe has
+    changes: bool = False  #: whether the recipe ever has
+    told: str = repr(QuantRecipe())  #: the recipe, as a compiled graph can hold it
 
     @classmethod
     def from_linear(
@@ -137,7 +138,7 @@ class QuantLinear(nn.Linear):
         layer.backend, layer.randomness, layer.index = backend or Emulate(), randomness, index
         layer.keep = keep or Keep()
         layer.set_recipe(recipe)
-        layer._changes = False
+        layer.changes = False
         return layer
 
     def set_recipe(self, recipe: QuantRecipe) -> None:
@@ -148,14 +149,16 @@ class QuantLinear(nn.Linear):
         _check_widths(recipe, self.in_features, self.out_features)
         if recipe.is_random and self.randomness is None:
             raise ValueError("stochastic rounding needs randomness=Randomness(seed)")
-        self._changes = self._changes or recipe != self.recipe
-        self.recipe = recipe
+        self.changes = self.changes or recipe != self.recipe
+        self.recipe, self.told = recipe, repr(recipe)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
         numerics = self.numerics()
         if not torch.compiler.is_compiling():
-            numerics = as_at_first(self, numerics, self._changes or self.recipe.is_random)
+            numerics = as_at_first(self, numerics, self.changes or self.recipe.is_random)
+        elif not torch.compiler.is_exporting():
+            numerics, input = as_at_first_in_graph(self, numerics, input)
         if numerics.recipe.is_baseline:
             return super().forward(input)
         check_input(self, input)

@@ -3,19 +3,22 @@
 `torch.utils.checkpoint` of both kinds gives back the autocast state and torch's random numbers, but
 knows nothing of recipes and `Randomness`. So what a layer computes with is written down beside the
 region that is checkpointed, and looked up there when that is computed again. Where the regions lie
-is read off the stack: PyTorch has no other sign of them.
+is read off the stack: PyTorch has no other sign of them. Compiled graphs do it by an operator that
+gives them back their random numbers and refuses another recipe.
 """
 
 import inspect
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint as checkpointing
-from torch import nn
+from torch import Tensor, nn
 
+from lowbit.definition.noise import Key
 from lowbit.operands import LayerNumerics
 
 _FORWARD = inspect.unwrap(checkpointing.checkpoint).__code__
@@ -27,7 +30,7 @@ _AGAIN = "unpack_hook", checkpointing.__file__
 class Region(NamedTuple):
     """A part of the model whose activations are computed again in the backward pass."""
 
-    notes: dict[nn.Module, list[LayerNumerics]]  #: of each layer, call by call
+    notes: dict[Any, list[Any]]  #: of each layer, call by call
     calls: dict[Any, int] | None  #: of each layer in this repetition; None the first time
 
 
@@ -56,12 +59,54 @@ def as_at_first(layer: nn.Module, numerics: LayerNumerics, changes: bool) -> Lay
     return numerics
 
 
-def _next_note(region: Region, layer: nn.Module) -> LayerNumerics:
+@torch.library.custom_op("lowbit::as_at_first", mutates_args=(), tags=[torch.Tag.cudagraph_unsafe])
+def _as_at_first(numbers: Tensor, layer: int, recipe: str) -> Tensor:
+    """`numbers`, or those of the forward that a compiled graph repeats under the same recipe."""
+    regions = _regions()
+    repeated = [region for region in regions if region.calls is not None]
+    note = _next_note(repeated[0], layer) if repeated else (numbers.clone(), recipe)
+    if note[1] != recipe:
+        raise RuntimeError(
+            "a compiled layer's recipe has changed between forward and backward of a checkpointed "
+            "region: call backward before set_recipe, or do not compile the layer"
+        )
+    for region in regions:
+        if region.calls is None:
+            region.notes.setdefault(layer, []).append(note)
+    numbers = note[0]
+    return numbers.clone()
+
+
+@_as_at_first.register_fake
+def _(numbers: Tensor, layer: int, recipe: str) -> Tensor:
+    return torch.empty_like(numbers)
+
+
+def as_at_first_in_graph(
+    layer: Any, numerics: LayerNumerics, input: Tensor
+) -> tuple[LayerNumerics, Tensor]:
+    """The same for a layer that is being compiled, and its input, on which a graph whose recipe has
+    ever changed depends by a factor of one.
+    """
+    if (key := numerics.key) is not None:
+        numbers = torch.stack((key.state, key.first_row))
+        found = torch.ops.lowbit.as_at_first(numbers, layer.index, layer.told)
+        return replace(numerics, key=Key(found[0], found[1])), input
+    if layer.changes and input.is_floating_point():
+        one = torch.ops.lowbit.as_at_first(input.new_ones(()), layer.index, layer.told)
+        return numerics, input * one
+    return numerics, input
+
+
+def _next_note(region: Region, layer: Any) -> Any:
     assert region.calls is not None
     call, notes = region.calls[layer], region.notes.get(layer, [])
     region.calls[layer] += 1
     if call >= len(notes):
-        raise RuntimeError("a checkpointed region calls a quantized layer more often than before")
+        raise RuntimeError(
+            "a checkpointed region calls a quantized layer more often than in its forward, or its "
+            "compiled layers changed their recipe since: call backward before set_recipe"
+        )
     return notes[call]
 
 

@@ -1,14 +1,17 @@
-"""docs/layer.md's table: each use of a layer is right, or refused by an error that says what to do.
+"""docs/layer.md's table, row by row, each with at least three uses: right, or refused in words.
 
-Right is what a fresh layer computes that shares and keeps nothing; in float64 for arithmetic.
+Right is what fresh layers compute that share and keep nothing, bit for bit. What takes more than a
+few lines (float64's double backward, every kind of checkpointing) is in test_layer.py.
 """
 
 import copy
+import io
 import pickle
+import re
 import threading
-import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,498 +20,557 @@ from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-import lowbit
 from lowbit import (
-    FloatFormat,
-    Integer,
     Keep,
     QuantLinear,
     QuantRecipe,
     Randomness,
     Reuse,
-    Rotation,
     Rounding,
+    bf16,
     block_format,
-    conversion,
     convert_linears,
     fake_quantize,
-    kernels,
 )
 
 INT8 = QuantRecipe.uniform("mxint8")
 RANDOM = QuantRecipe.uniform(block_format("mxint8", rounding=Rounding.STOCHASTIC))
-TURNED = replace(INT8, wgrad_rotation=Rotation(32, seed=1), dgrad_rotation=Rotation(32, seed=1))
-integer = pytest.mark.skipif(not kernels.enabled(), reason="no C++ compiler")
-
-
-def layer(recipe: QuantRecipe = INT8, **how: Any) -> QuantLinear:
-    torch.manual_seed(0)
-    how.setdefault("randomness", Randomness(0))
-    return QuantLinear.from_linear(nn.Linear(64, 96), recipe, **how)
-
-
-def tokens(*shape: int) -> Tensor:
-    return torch.randn(*shape, 64, generator=torch.Generator().manual_seed(1))
-
-
-# --- a second backward ---------------------------------------------------------------------------
-
-
-class Straight64:
-    """An independent layer in float64: three products of x + (Q(x) - x).detach()."""
-
-    def __init__(self, of: QuantLinear) -> None:
-        self.recipe = of.recipe
-        self.weights = [p.detach().double().requires_grad_() for p in (of.weight, of.bias)]
-
-    def q(self, x: Tensor, name: str, dim: int) -> Tensor:
-        format = self.recipe.format(name)
-        assert format is not None
-        return x + (fake_quantize(x.detach().float(), format, dim).double() - x).detach()
-
-
-@pytest.mark.parametrize("backend", [lowbit.Emulate, pytest.param(Integer, marks=integer)])
-@pytest.mark.parametrize("name", ["mxint8", "nvint8", "int8"])
-def test_a_second_backward_is_float64s_straight_through(name: str, backend: Any) -> None:
-    """d penalty / d (x, weight, upstream), with upstream a leaf: no quantizer of fprop between."""
-    ours = layer(QuantRecipe.uniform(name), backend=backend())
-    x, g = tokens(64).requires_grad_(), torch.randn(64, 96).requires_grad_()
-    first = torch.autograd.grad(ours(x), [x, ours.weight], g, create_graph=True)
-    penalty = first[0].square().sum() + first[1].square().sum()
-    found = torch.autograd.grad(penalty, [x, ours.weight, g])
-    witness = Straight64(ours)
-    x64, g64 = (t.detach().double().requires_grad_() for t in (x, g))
-    weight = witness.weights[0]
-    dgrad = witness.q(g64, "dgrad_grad_output", 1) @ witness.q(weight, "dgrad_weight", 0)
-    wgrad = witness.q(g64, "wgrad_grad_output", 0).t() @ witness.q(x64, "wgrad_input", 0)
-    expected = torch.autograd.grad(dgrad.square().sum() + wgrad.square().sum(), [x64, weight, g64])
-    for ours_, theirs in zip(found, expected, strict=True):
-        assert (ours_ - theirs).norm() / theirs.norm() < 1e-5
-
-
-@pytest.mark.parametrize("recipe", [INT8, TURNED, QuantRecipe.uniform("nvint8")])
-def test_a_gradient_penalty_has_nearly_the_plain_layers_effect(recipe: QuantRecipe) -> None:
-    ours = layer(recipe)
-    plain = nn.Linear(64, 96)
-    plain.load_state_dict(ours.state_dict())
-    effects = []
-    for module in (ours, plain):
-        x = tokens(64).requires_grad_()
-        (g,) = torch.autograd.grad(module(x).sin().sum(), x, create_graph=True)
-        g.square().sum().backward()
-        effects.append(module.weight.grad.norm())  # type: ignore[union-attr]
-    assert abs(effects[0] / effects[1] - 1) < 0.01
-
-
-@pytest.mark.parametrize("create_graph", [False, True])
-def test_the_first_gradients_are_the_same_bits_with_and_without_a_graph(create_graph: bool) -> None:
-    ours, x = layer(TURNED), tokens(40).requires_grad_()
-    grads = torch.autograd.grad(ours(x).sum(), [x, ours.weight], create_graph=create_graph)
-    plain = torch.autograd.grad(ours(x).sum(), [x, ours.weight])
-    assert all(map(torch.equal, grads, plain))
-
-
-@pytest.mark.parametrize("how", ["reuse", "codes"])
-def test_a_second_backward_without_the_input_is_refused(how: str) -> None:
-    ours = layer(keep=Keep(quantized_inputs=how == "codes"))
-    with torch.autocast("cpu", torch.bfloat16), Reuse():
-        output = ours(tokens(32).requires_grad_() * 1.0)
-    with pytest.raises(RuntimeError, match="compute this forward without them"):
-        torch.autograd.grad(output.float().sum(), ours.weight, create_graph=True)
-
-
-# --- autocast around backward --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["nvint8", "int8", "turned"])
-def test_backward_inside_autocast_is_backward_outside(name: str, dtype: torch.dtype) -> None:
-    found = []
-    for inside in (False, True):
-        ours = layer(TURNED if name == "turned" else QuantRecipe.uniform(name))
-        with torch.autocast("cpu", dtype):
-            loss = ours(tokens(40)).float().square().mean()
-        with torch.autocast("cpu", dtype, enabled=inside):
-            loss.backward()
-        found.append(ours.weight.grad)
-    assert torch.equal(*found)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["mxint8", "nvint8", "turned", "codes"])
-def test_compiled_under_autocast_is_eager(name: str) -> None:
-    torch._dynamo.reset()
-    recipe = {"turned": TURNED, "codes": INT8}.get(name) or QuantRecipe.uniform(name)
-    found = []
-    for compiled in (False, True):
-        ours = layer(recipe, keep=Keep(quantized_inputs=name == "codes"))
-        run = torch.compile(ours, fullgraph=True, backend="aot_eager") if compiled else ours
-        with torch.autocast("cpu", torch.bfloat16):
-            run(tokens(40)).float().square().mean().backward()
-        found.append(ours.weight.grad)
-    assert torch.equal(*found)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_autocast_casts_what_it_casts_for_nn_linear(dtype: torch.dtype) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        ours = layer(replace(INT8, wgrad_input=None)).to(dtype)
-        plain = nn.Linear(64, 96).to(dtype)
-        assert ours(tokens(4).to(dtype)).dtype is plain(tokens(4).to(dtype)).dtype
-
-
-# --- sharing and keeping -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda h: h.data.clamp_(-0.1, 0.1),
-        lambda h: setattr(h, "data", h.data * 2),
-        lambda h: h.detach().numpy().__imul__(3),
-        lambda h: h.detach().zero_(),
-    ],
-    ids=["data.clamp_", "data =", "numpy", "detach().zero_"],
-)
-def test_a_write_between_siblings_is_seen(write: Callable[[Tensor], Any]) -> None:
-    q, k = layer(), layer()
-    h = tokens(32).requires_grad_() * 1.0
-    q(h)
-    write(h)
-    assert torch.equal(k(h), k(h.detach().clone()))
-
-
-def _load_twice(ours: QuantLinear) -> None:
-    for factor in (3.0, 2.0):
-        state = {k: v * factor for k, v in ours.state_dict().items()}
-        ours.load_state_dict(state, assign=True)
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda x: x.weight.data.mul_(2),
-        lambda x: setattr(x.weight, "data", x.weight.data * 2),
-        _load_twice,
-        lambda x: x.weight.detach().numpy().__imul__(2),
-    ],
-    ids=["data.mul_", "data =", "load(assign)", "numpy"],
-)
-def test_a_kept_weight_is_never_stale(write: Callable[[QuantLinear], Any]) -> None:
-    """Outside `Reuse`, whoever writes; within, after `forget` and after optimizers' steps."""
-    ours = layer(keep=Keep(quantized_weights=True))
-    x = tokens(32)
-    ours(x)
-    with torch.no_grad():
-        write(ours)
-    fresh = QuantLinear.from_linear(nn.Linear(64, 96), INT8)
-    fresh.weight, fresh.bias = ours.weight, ours.bias
-    assert torch.equal(ours(x), fresh(x))
-
-
-def test_two_recipes_with_both_graphs_open_keep_apart() -> None:
-    ours, reuse = layer(keep=Keep(quantized_weights=True)), Reuse()
-    fp8 = QuantRecipe.uniform("mxfp8")
-    x = tokens(32).requires_grad_()
-    with reuse:
-        first = ours(x)
-        ours.set_recipe(fp8)
-        second = ours(x)
-    for output, recipe in ((first, INT8), (second, fp8)):
-        (found,) = torch.autograd.grad(output.sum(), x)
-        alone = layer(recipe)
-        assert torch.equal(found, torch.autograd.grad(alone(x).sum(), x)[0])
-
-
-@pytest.mark.parametrize("copied", ["deepcopy", "pickle", "thread"])
-def test_reuse_stays_with_its_model_and_thread(copied: str) -> None:
-    ours = layer(keep=Keep(quantized_weights=True))
-    reuse = Reuse()
-    with reuse:
-        before = ours(tokens(32))
-        if copied == "thread":
-            found: list[Tensor] = []
-            work = lambda: found.append(ours(tokens(32)))  # noqa: E731
-            thread = threading.Thread(target=work)
-            thread.start()
-            thread.join()
-            assert torch.equal(found[0], before)
-            return
-        other, again = copy.deepcopy((ours, reuse))
-        if copied == "pickle":
-            other, again = pickle.loads(pickle.dumps((ours, reuse)))
-        assert not again._weights and len(reuse._weights) == 1
-        assert torch.equal(other(tokens(32)), before)
-
-
-# --- recomputation -------------------------------------------------------------------------------
+HELD = Keep(quantized_weights=True, quantized_inputs=True)
+Program = Callable[[Any], Any]  #: of a net, returns tensors
+Use = Callable[[], Any]
 
 
 class Net(nn.Module):
-    def __init__(self, reentrant: bool | None, nested: bool) -> None:
+    """Two siblings that read one input, and a third layer; `alone`: each reads a copy."""
+
+    def __init__(self, alone: bool) -> None:
         super().__init__()
-        torch.manual_seed(1)
-        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
-        self.reentrant, self.nested = reentrant, nested
+        torch.manual_seed(0)
+        self.q, self.k, self.o = (nn.Linear(64, 64) for _ in range(3))
+        self.alone = alone
 
-    def inner(self, x: Tensor) -> Tensor:
-        return self.b(torch.tanh(self.a(torch.tanh(self.a(x)))))
-
-    def forward(self, x: Tensor, depth: int = 0) -> Tensor:
-        if self.reentrant is None or depth > self.nested:
-            return self.inner(x)
-        return checkpoint(self.forward, x, depth + 1, use_reentrant=self.reentrant)
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(x)
+        q, k = (part(h.clone() if self.alone else h) for part in (self.q, self.k))
+        return self.o(q + k) + x  # type: ignore[no-any-return]
 
 
-def _two_micro_batches(reentrant: bool | None, nested: bool, moves: str) -> list[Tensor]:
-    """Gradients where recipe or random numbers have moved on before backward."""
-    randomness = Randomness(3)
-    recipe = RANDOM if moves == "randomness" else INT8
-    net = convert_linears(Net(reentrant, nested), recipe, randomness=randomness)
-    inputs = [tokens(32).mul(i + 1).requires_grad_() for i in range(2)]
-    losses = []
-    for i, x in enumerate(inputs):
-        randomness.set(i, 32 * i)
-        losses.append(net(x * 1.0).square().sum())
-        if moves != "randomness":
-            target = QuantRecipe.uniform("mxfp4") if moves == "recipe" else QuantRecipe()
-            for module in (net.a, net.b):
-                module.set_recipe(target)  # type: ignore[operator]
+def net(recipe: QuantRecipe = INT8, keep: Keep | None = None, alone: bool = False) -> Any:
+    return convert_linears(Net(alone), recipe, randomness=Randomness(0), keep=keep)
+
+
+def tokens(*shape: int, grad: bool = False) -> Tensor:
+    x = torch.randn(*shape or (32,), 64, generator=torch.Generator().manual_seed(1))
+    return x.requires_grad_(grad)
+
+
+def loss_of(model: Any, x: Tensor | None = None) -> Tensor:
+    output: Tensor = model(tokens() if x is None else x)
+    return output.float().square().mean()
+
+
+def gradients(model: Any) -> list[Tensor]:
+    return [p.grad for p in model.parameters()]
+
+
+def right(
+    program: Program, recipe: QuantRecipe = INT8, keep: Keep = HELD, reused: bool = True
+) -> Use:
+    """The same tensors from layers that share and keep within `Reuse`, and from lone ones."""
+
+    def check() -> None:
+        found = []
+        for alone in (False, True):
+            model = net(recipe, Keep() if alone else keep, alone)
+            with Reuse() if reused and not alone else nullcontext():
+                found.append(list(program(model)))
+        assert found[0] and len(found[0]) == len(found[1])
+        for ours, theirs in zip(*found, strict=True):
+            assert torch.equal(ours, theirs)
+
+    return check
+
+
+def refused(act: Program, words: str, recipe: QuantRecipe = INT8) -> Use:
+    """By an error that says what to do; the model computes afterwards as a new one does."""
+
+    def check() -> None:
+        model = net(recipe, HELD)
+        with Reuse():
+            with pytest.raises((RuntimeError, ValueError), match=words):
+                act(model)
+            assert torch.equal(model(tokens(grad=True)), net(recipe)(tokens(grad=True)))
+
+    return check
+
+
+# --- programs ------------------------------------------------------------------------------------
+
+
+def steps(model: Any, make: Callable[..., Any] = torch.optim.AdamW, **how: Any) -> Any:
+    optimizer = make(model.parameters(), 0.05, **how)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        yield from gradients(model)
+        optimizer.step()
+    yield model(tokens())
+
+
+def probed(model: Any, probe: Callable[[], Any]) -> Any:
+    with probe():
+        yield model(tokens()).clone()
+    yield from steps(model)
+
+
+def accumulated(model: Any) -> Any:
+    for x in (tokens(), tokens(40)):
+        loss_of(model, x).backward()
+    return gradients(model)
+
+
+def twice(model: Any) -> Any:
+    loss = loss_of(model)
+    for last in (False, True):
+        loss.backward(retain_graph=not last)
+    return gradients(model)
+
+
+def autocast(inside: bool, dtype: torch.dtype, around: bool = True) -> Program:
+    def program(model: Any) -> Any:
+        with torch.autocast("cpu", dtype, enabled=around):
+            loss = loss_of(model)
+        with torch.autocast("cpu", dtype, enabled=inside):
+            loss.backward()
+        return gradients(model)
+
+    return program
+
+
+def doubles(model: Any) -> Any:
+    """FP64, which autocast leaves alone."""
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model.double()(tokens().double())
+    assert output.dtype is torch.float64
+    output.sum().backward()
+    return gradients(model)
+
+
+def two_autocasts(model: Any) -> Any:
+    """Both graphs open, one weight."""
+    losses = [loss_of(model)]
+    with torch.autocast("cpu", torch.bfloat16):
+        losses.append(loss_of(model))
     for loss in losses:
         loss.backward()
-    return [x.grad for x in (*inputs, *net.parameters())]  # type: ignore[misc]
+        yield from [g.clone() for g in gradients(model)]
 
 
-@pytest.mark.parametrize("moves", ["randomness", "recipe", "to the baseline"])
-@pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_recomputation_repeats_its_forward(reentrant: bool, nested: bool, moves: str) -> None:
-    plain = _two_micro_batches(None, False, moves)
-    assert all(map(torch.equal, plain, _two_micro_batches(reentrant, nested, moves)))
+def penalty(model: Any) -> Any:
+    x = tokens(grad=True)
+    (g,) = torch.autograd.grad(loss_of(model, x), x, create_graph=True)
+    g.square().sum().backward()
+    return [x.grad, *gradients(model)]
 
 
-def test_another_kind_of_recomputation_is_refused() -> None:
-    ours = layer(RANDOM)
-    x = tokens(32).requires_grad_()
-    y = x * 1.0
-    y.register_hook(lambda _: ours(tokens(32)).detach().sum() * 0 + 1)
-    with pytest.raises(RuntimeError, match=r"use torch.utils.checkpoint"):
+def checkpointed(reentrant: bool, recipe: QuantRecipe | None = None) -> Program:
+    def program(model: Any) -> Any:
+        x = tokens(grad=True)
+        y = checkpoint(model, x, use_reentrant=reentrant) if not model.alone else model(x)
+        if recipe is not None:
+            for layer in (model.q, model.k, model.o):
+                layer.set_recipe(recipe)
+        model.q.randomness.set(7, 99)
+        y.square().mean().backward()
+        return [x.grad, *gradients(model)]
+
+    return program
+
+
+def nested(model: Any) -> Any:
+    x = tokens(grad=True)
+    inner = lambda x: checkpoint(model, x, use_reentrant=False)  # noqa: E731
+    y = model(x) if model.alone else checkpoint(inner, x, use_reentrant=False)
+    model.q.randomness.set(7, 99)
+    y.square().mean().backward()
+    return [x.grad, *gradients(model)]
+
+
+def other_way(model: Any) -> Any:
+    """The lone model stays in its way."""
+    with bf16.using("fp32"), torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model)
+    with bf16.using("fp32" if model.alone else "native"):
+        loss.backward()
+    return gradients(model)
+
+
+class Again(torch.autograd.Function):
+    """Somebody's own checkpointing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, model: Any) -> Tensor:
+        ctx.model = model
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return model(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            ctx.model(x).backward(g)
+        return x.grad, None
+
+
+def again(model: Any) -> None:
+    Again.apply(tokens(grad=True), model).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def again_after_a_recipe(model: Any) -> None:
+    y: Any = Again.apply(tokens(grad=True), model)  # type: ignore[no-untyped-call]
+    model.q.set_recipe(QuantRecipe.uniform("mxfp8"))
+    try:
         y.sum().backward()
+    finally:
+        model.q.set_recipe(INT8)
 
 
-# --- what is refused -----------------------------------------------------------------------------
+def in_a_hook(model: Any) -> None:
+    y = tokens(grad=True) * 1.0
+    y.register_hook(lambda _: model(tokens()).detach())
+    y.sum().backward()
 
 
-def _forward_ad(ours: QuantLinear) -> Any:
+def compiled(how: str, recipe: QuantRecipe = INT8, keep: Keep | None = None) -> Use:
+    """Equal to eager, by a compiler that keeps the order of sums."""
+
+    def check() -> None:
+        torch._dynamo.reset()
+        eager, model = net(recipe, keep), net(recipe, keep)
+        run = torch.compile(model, fullgraph=True, backend="aot_eager")
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            losses = [loss_of(run), loss_of(eager)]
+        for loss in losses:
+            loss.backward()
+        assert all(map(torch.equal, gradients(model), gradients(eager)))
+
+    return check
+
+
+def exported() -> None:
+    model = net().eval()
+    program = torch.export.export(model, (tokens(),))
+    assert torch.equal(program.module()(tokens()), model(tokens()))
+
+
+def forward_mode(model: Any) -> Any:
     with forward_ad.dual_level():
-        return ours(forward_ad.make_dual(tokens(4), tokens(4)))
+        return model(forward_ad.make_dual(tokens(), tokens()))
 
 
-REFUSED: dict[str, tuple[Callable[[QuantLinear], Any], str]] = {
-    "jit.trace": (lambda m: torch.jit.trace(m, tokens(4)), "torch.export"),
-    "func.grad": (
-        lambda m: torch.func.grad(
-            lambda w: torch.func.functional_call(m, {"weight": w}, (tokens(4),)).sum()
-        )(m.weight),
-        "torch.autograd",
-    ),
-    "vmap": (lambda m: torch.vmap(m)(tokens(3, 4)), "torch.autograd"),
-    "jvp": (lambda m: torch.func.jvp(m, (tokens(4),), (tokens(4),)), "torch.autograd"),
-    "forward AD": (_forward_ad, "backward"),
-    "fx": (fx.symbolic_trace, "is_leaf_module"),
-    "nested": (lambda m: m(torch.nested.nested_tensor([tokens(4), tokens(2)])), "pad it"),
-    "sparse": (lambda m: m(tokens(4).to_sparse()), "to_dense"),
-    "width": (lambda m: m(torch.zeros(4, 32)), "expected"),
-    "no tokens of another width": (lambda m: m(torch.zeros(0, 32)), "expected"),
-    "scalar": (lambda m: m(torch.zeros(())), "expected"),
-    "list": (lambda m: m([1.0]), "takes a tensor"),
-    "two dtypes": (lambda m: m(tokens(4).bfloat16()), "cast one"),
-    "integers": (lambda m: m(tokens(4).long()), "cast one"),
-    "complex": (lambda m: m(tokens(4).to(torch.complex64)), "cast one"),
-}
+def functional(model: Any) -> Any:
+    yield model(tokens())
+    other = {name: p.detach() * 2 for name, p in model.named_parameters()}
+    yield torch.func.functional_call(model, other, (tokens(),))
+    yield model(tokens())
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("use", REFUSED)
-def test_refused_with_what_to_do_instead(use: str) -> None:
-    act, words = REFUSED[use]
-    with pytest.raises((RuntimeError, ValueError), match=words):
-        act(layer())
-    assert layer()(tokens(4)).shape == (4, 96)  # and nothing is left behind
+def assigned(model: Any) -> Any:
+    for factor in (3.0, 0.5):
+        state = {name: p * factor for name, p in model.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+        yield model(tokens())
 
 
-def _pruned() -> nn.Module:
-    from torch.nn.utils import prune
-
-    return prune.l1_unstructured(nn.Linear(64, 96), "weight", 0.5)
-
-
-class Lora(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * 2
-
-
-def _old_weight_norm() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return nn.utils.weight_norm(nn.Linear(64, 96))
+def averaged(model: Any) -> Any:
+    """Validation of an average that is swapped in, as Lightning's callback does, and out."""
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    for parameter in average.module.parameters():
+        parameter.data.mul_(0.9)
+    for _ in range(2):
+        for own, other in zip(model.parameters(), average.module.parameters(), strict=True):
+            own.data, other.data = other.data.clone(), own.data.clone()
+        yield model(tokens())
+    yield from steps(model)
 
 
-UNCONVERTIBLE: dict[str, Callable[[], nn.Module]] = {
-    "own forward": lambda: Lora(64, 96),
-    "lazy": lambda: nn.LazyLinear(96),
-    "parametrized": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(64, 96)),
-    "spectral": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(64, 96)),
-    "weight_norm": _old_weight_norm,
-    "pruned": _pruned,
-    "attention": lambda: nn.MultiheadAttention(64, 4),
-}
+def swapped(model: Any) -> Any:
+    yield model(tokens())
+    model.q.weight, model.k.weight = model.k.weight, model.q.weight
+    yield model(tokens())
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", UNCONVERTIBLE)
-def test_a_layer_that_computes_something_else_is_refused_by_name(kind: str) -> None:
-    model = nn.ModuleDict({"fine": nn.Linear(64, 96), "odd": UNCONVERTIBLE[kind]()})
-    with pytest.raises(ValueError, match="layer odd"):
-        convert_linears(model, INT8)
-    assert type(model["fine"]) is nn.Linear
-    convert_linears(model, INT8, skip=("odd*",))
-    assert conversion(model).converted == ("fine",) and conversion(model).skipped
+def by_hand(model: Any) -> Any:
+    for _ in range(2):
+        model.zero_grad()
+        loss_of(model).backward()
+        for p in model.parameters():
+            p.data -= 0.1 * p.grad
+        yield model(tokens())
 
 
-# --- what a conversion keeps ---------------------------------------------------------------------
+def parametrized_later(model: Any) -> Any:
+    yield model(tokens())
+    nn.utils.parametrizations.weight_norm(model.o)
+    loss_of(model).backward()
+    yield from gradients(model)
 
 
-def test_one_layer_at_several_places_is_one_layer() -> None:
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
-    model.append(model[0])
-    convert_linears(model, INT8)
-    assert model[0] is model[2] and isinstance(model[0], QuantLinear)
-    assert conversion(model).shared == {"2": "0"} and conversion(model).converted == ("0", "2")
+def written(write: Callable[[Tensor], Any]) -> Program:
+    def program(model: Any) -> Any:
+        h = tokens(grad=True) * 1.0
+        yield model.q(h)
+        write(h)
+        yield model.k(h.clone() if model.alone else h)
+
+    return program
 
 
-def test_a_lone_layer_is_returned() -> None:
-    assert isinstance(convert_linears(nn.Linear(64, 96), INT8), QuantLinear)
+def in_threads(model: Any) -> Any:
+    found: dict[int, Tensor] = {}
+    threads = [
+        threading.Thread(target=lambda i=i: found.update({i: model(tokens(32 + i, grad=True))}))
+        for i in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[i] for i in range(3)]
 
 
-def test_hooks_flags_and_attributes_stay() -> None:
-    base = nn.Linear(64, 96).eval()
-    seen: list[str] = []
-    handle = base.register_forward_hook(lambda *_: seen.append("hook"))
-    base.weight.requires_grad_(False)
-    base.note = "mine"  # type: ignore[assignment]
-    model = convert_linears(nn.Sequential(base), INT8)
-    model(tokens(4))
-    handle.remove()
-    model(tokens(4))
-    assert seen == ["hook"] and not model[0].training and model[0].note == "mine"
-    assert not model[0].weight.requires_grad
+def copied(how: Callable[[Any], Any]) -> Program:
+    def program(model: Any) -> Any:
+        yield model(tokens(grad=True))
+        other = how(model)
+        with torch.no_grad():
+            model.q.weight.mul_(2)
+        yield from steps(other)
+
+    return program
 
 
-def test_parts_of_a_model_with_one_randomness_draw_apart() -> None:
-    randomness = Randomness(0)
-    parts = [convert_linears(nn.Sequential(nn.Linear(64, 96)), RANDOM, randomness=randomness)]
-    parts.append(convert_linears(copy.deepcopy(nn.Sequential(nn.Linear(64, 96))), RANDOM,
-                                 randomness=randomness))  # fmt: skip
-    parts[1].load_state_dict(parts[0].state_dict())
-    assert not torch.equal(parts[0](tokens(32)), parts[1](tokens(32)))
+def saved(model: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
 
 
-# --- edges ---------------------------------------------------------------------------------------
+def saves_no_more_than_its_weights() -> None:
+    sizes = []
+    for keep in (None, HELD):
+        model = net(keep=keep)
+        with Reuse():
+            loss_of(model, tokens(grad=True)).backward()
+        model.zero_grad()
+        file = io.BytesIO()
+        torch.save(model, file)
+        sizes.append(len(file.getvalue()))
+    assert abs(sizes[0] - sizes[1]) < 1000
 
 
-@pytest.mark.parametrize("backend", [lowbit.Emulate, pytest.param(Integer, marks=integer)])
-@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
-def test_no_tokens(shape: tuple[int, ...], backend: Any) -> None:
-    ours = layer(backend=backend())
-    x = tokens(*shape).requires_grad_()
-    ours(x).sum().backward()
-    assert x.grad is not None and x.grad.shape == x.shape
-    assert ours.weight.grad is not None and not ours.weight.grad.any()
+def frozen(name: str) -> Program:
+    def program(model: Any) -> Any:
+        model.get_parameter(name).requires_grad_(False)
+        loss_of(model).backward()
+        return [g for g in gradients(model) if g is not None]
+
+    return program
 
 
-def test_meta() -> None:
-    x = torch.empty(4, 64, device="meta", requires_grad=True)
-    ours = layer().to("meta")
-    ours(x).sum().backward()
+def lying(view: Callable[[], Tensor]) -> Use:
+    def check() -> None:
+        x = view()
+        copied = x.resolve_neg().clone()
+        assert torch.equal(net()(x), net()(copied))
+
+    return check
+
+
+def on_meta() -> None:
+    model, x = net(keep=HELD).to("meta"), torch.empty(4, 64, device="meta", requires_grad=True)
+    model(x).sum().backward()
     assert x.grad is not None and x.grad.is_meta
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (4,), (2, 3, 4)])
-@pytest.mark.parametrize("gemm", ["fprop", "dgrad", "wgrad"])
-def test_gemms_without_operands_are_bitwise_nn_linears(gemm: str, shape: tuple[int, ...]) -> None:
-    """Non-contiguous inputs with a bias too, which PyTorch multiplies in another way."""
-    plain = nn.Linear(64, 96)
-    ours = QuantLinear.from_linear(plain, INT8.only(*{"fprop", "dgrad", "wgrad"} - {gemm}))
-    results = []
-    for module in (ours, plain):
-        x = tokens(*shape).movedim(-1, 0).contiguous().movedim(0, -1).requires_grad_()
-        plain.zero_grad()
-        output = module(x)
-        output.backward(torch.ones_like(output))
-        results.append({"fprop": output, "dgrad": x.grad, "wgrad": plain.weight.grad})
-    assert torch.equal(results[0][gemm], results[1][gemm])  # type: ignore[arg-type]
+def without_operands(gemm: str) -> Use:
+    """Bitwise nn.Linear's; rows, one token, and an input that lies by columns."""
+
+    def check() -> None:
+        plain = nn.Linear(64, 96)
+        others = {"fprop", "dgrad", "wgrad"} - {gemm}
+        ours = QuantLinear.from_linear(plain, INT8.only(*others))
+        for x in (tokens(5, 3), tokens(1), tokens(6).t().contiguous().t()):
+            found = []
+            for module in (ours, plain):
+                leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+                plain.zero_grad()
+                y = module(leaf)
+                y.backward(torch.ones_like(y))
+                found.append({"fprop": y, "dgrad": leaf.grad, "wgrad": plain.weight.grad})
+            assert torch.equal(found[0][gemm], found[1][gemm])  # type: ignore[arg-type]
+
+    return check
 
 
-def test_a_frozen_weight_keeps_no_input() -> None:
-    ours = layer()
-    ours.weight.requires_grad_(False)
-    sizes: list[torch.Size] = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: sizes.append(t.shape) or t, lambda t: t
-    ):
-        ours(tokens(40).requires_grad_())
-    assert sizes == [ours.weight.shape]
+def draws(move: Callable[[Randomness], Any], equal: bool) -> Use:
+    def check() -> None:
+        model = net(RANDOM)
+        first = model(tokens())
+        move(model.q.randomness)
+        assert torch.equal(model(tokens()), first) is equal
+
+    return check
 
 
-@pytest.mark.parametrize("view", ["negated", "zeros without memory", "plain"])
-def test_views_that_lie_otherwise(view: str) -> None:
-    x = torch.view_as_complex(torch.randn(32, 64, 2)).conj().imag
-    if view == "zeros without memory":
-        x = torch._efficientzerotensor((32, 64))
-    x = x.clone() if view == "plain" else x
-    copied = x.resolve_neg().clone()
-    assert torch.equal(fake_quantize(x, "mxint8"), fake_quantize(copied, "mxint8"))
-    assert torch.equal(layer()(x), layer()(copied))
+def two_conversions() -> None:
+    one, randomness = tokens(), Randomness(0)
+    layers = [convert_linears(nn.Linear(64, 64), RANDOM, randomness=randomness) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert not torch.equal(layers[0](one), layers[1](one))
 
 
-@pytest.mark.parametrize("first", ["inference", "device", "dtype"])
-def test_a_rotation_first_used_elsewhere(first: str) -> None:
-    """Each size and seed is built once in a process."""
-    rotation = Rotation(64, seed={"inference": 101, "device": 102, "dtype": 103}[first])
-    if first == "inference":
-        with torch.inference_mode():
-            lowbit.rotate(tokens(4), rotation)
-    elif first == "device":
-        with torch.device("meta"):
-            rotation.matrix("cpu")
-    else:
-        torch.set_default_dtype(torch.float64)
-        try:
-            rotation.matrix("cpu")
-        finally:
-            torch.set_default_dtype(torch.float32)
-    matrix = rotation.matrix("cpu")
-    assert matrix.dtype is torch.float32 and not matrix.is_inference()
-    torch.testing.assert_close(matrix @ matrix.t(), torch.eye(64))
-    lowbit.rotate(tokens(4).requires_grad_(), rotation).sum().backward()
+# --- the table -----------------------------------------------------------------------------------
+
+NV, FP8 = QuantRecipe.uniform("nvint8"), QuantRecipe.uniform("mxfp8")
+slow = "slow: "  # how the name of a use that compiles begins
+
+CONTRACT: dict[str, dict[str, Use]] = {
+    "training": {
+        "steps": right(steps),
+        "fused": right(lambda m: steps(m, fused=True)),
+        "no_grad before": right(lambda m: probed(m, torch.no_grad)),
+        "inference_mode before": right(lambda m: probed(m, torch.inference_mode)),
+        "accumulation": right(accumulated),
+        "retain_graph": right(twice),
+    },
+    "autocast": {
+        "around forward": right(autocast(False, torch.bfloat16)),
+        "around both": right(autocast(True, torch.bfloat16), NV),
+        "around backward": right(autocast(True, torch.bfloat16, around=False)),
+        "FP16": right(autocast(True, torch.float16), QuantRecipe.uniform("int8")),
+        "two states open": right(two_autocasts, NV),
+        "FP64": right(doubles),
+    },
+    "double backward": {
+        "penalty": right(penalty, keep=Keep(True), reused=False),
+        "penalty, nvint8": right(penalty, NV, Keep(True), reused=False),
+        "penalty, mixed": right(penalty, FP8.only("fprop", "wgrad"), Keep(True), reused=False),
+        "kept codes": refused(penalty, "compute this forward without them"),
+    },
+    "torch.utils.checkpoint": {
+        "reentrant": right(checkpointed(True), RANDOM),
+        "not reentrant": right(checkpointed(False), RANDOM),
+        "another recipe since": right(checkpointed(False, FP8)),
+        "the baseline since": right(checkpointed(True, QuantRecipe())),
+        "nested": right(nested, RANDOM),
+    },
+    "another way of multiplying": {
+        name: right(other_way, QuantRecipe.uniform(name)) for name in ("mxint8", "nvfp4", "mxfp8")
+    },
+    "another way of computing again": {
+        "own Function, random": refused(again, "use torch.utils.checkpoint", RANDOM),
+        "own Function, recipe": refused(again_after_a_recipe, "use torch.utils.checkpoint"),
+        "hook": refused(in_a_hook, "use torch.utils.checkpoint", RANDOM),
+    },
+    "torch.compile": {
+        f"{slow}plain": compiled(""),
+        f"{slow}autocast": compiled("autocast", NV),
+        f"{slow}kept codes": compiled("", keep=Keep(quantized_inputs=True)),
+        f"{slow}export": exported,
+    },
+    "torch.func": {
+        "grad": refused(lambda m: torch.func.grad(lambda x: m(x).sum())(tokens()), "autograd"),
+        "vmap": refused(lambda m: torch.vmap(m)(tokens(3, 4)), "autograd"),
+        "jvp": refused(lambda m: torch.func.jvp(m, (tokens(),), (tokens(),)), "autograd"),
+        "jacrev": refused(lambda m: torch.func.jacrev(m)(tokens(1)), "autograd"),
+        "forward AD": refused(forward_mode, r"backward\(\)"),
+    },
+    "torch.jit.trace": {
+        "trace": refused(lambda m: torch.jit.trace(m, tokens()), "torch.export"),
+        "trace_module": refused(
+            lambda m: torch.jit.trace_module(m, {"forward": tokens()}), "torch.export"
+        ),
+        "fx": refused(fx.symbolic_trace, "is_leaf_module"),
+        "fx of a layer": refused(lambda m: fx.symbolic_trace(m.q), "is_leaf_module"),
+    },
+    "functional_call": {
+        "functional_call": right(functional),
+        "load(assign)": right(assigned),
+        "swap": right(swapped),
+        "average": right(averaged, reused=False),
+        "p.data -=": right(by_hand, reused=False),
+        "parametrized later": right(parametrized_later, reused=False),
+    },
+    "writes to an input": {
+        "data.clamp_": right(written(lambda h: h.data.clamp_(-0.1, 0.1)), reused=False),
+        "data =": right(written(lambda h: setattr(h, "data", h.data * 2)), reused=False),
+        "numpy": right(written(lambda h: h.detach().numpy().__imul__(3)), reused=False),
+        "counted": right(written(lambda h: h.detach().mul_(3))),
+    },
+    "threads": {
+        "threads": right(in_threads),
+        "deepcopy": right(copied(copy.deepcopy)),
+        "pickle": right(copied(lambda m: pickle.loads(pickle.dumps(m)))),
+        "torch.save": right(copied(saved)),
+        "size of torch.save": saves_no_more_than_its_weights,
+    },
+    "frozen weight": {
+        "weight": right(frozen("q.weight")),
+        "bias": right(frozen("k.bias")),
+        "last": right(frozen("o.weight"), NV),
+        "no tokens": right(lambda m: [m(tokens(0, grad=True)), m(tokens(2, 0))]),
+        "meta": on_meta,
+        "negated": lying(lambda: torch.view_as_complex(torch.randn(32, 64, 2)).conj().imag),
+        "zero tensor": lying(lambda: torch._efficientzerotensor((32, 64))),
+    },
+    "a wrong width": {
+        "width": refused(lambda m: m.q(torch.zeros(4, 32)), "expected"),
+        "no tokens of a wrong width": refused(lambda m: m.q(torch.zeros(0, 32)), "expected"),
+        "scalar": refused(lambda m: m.q(torch.zeros(())), "expected"),
+        "list": refused(lambda m: m.q([1.0]), "takes a tensor"),
+        "two dtypes": refused(lambda m: m.q(tokens().bfloat16()), "cast one"),
+        "integers": refused(lambda m: m.q(tokens().long()), "cast one"),
+        "complex": refused(lambda m: m.q(tokens().to(torch.complex64)), "cast one"),
+        "nested": refused(
+            lambda m: m.q(torch.nested.nested_tensor([tokens(4), tokens(2)])), "pad it"
+        ),
+        "sparse": refused(lambda m: m.q(tokens().to_sparse()), "to_dense"),
+    },
+    "without quantized operands": {g: without_operands(g) for g in ("fprop", "dgrad", "wgrad")},
+    "Randomness": {
+        "never set": draws(lambda _: None, equal=True),
+        "another step": draws(lambda r: r.set(1, 0), equal=False),
+        "another row": draws(lambda r: r.set(0, 32), equal=False),
+        "two conversions": two_conversions,
+    },
+}
+USES = [
+    pytest.param(use, id=f"{row}: {name}", marks=[pytest.mark.slow] if slow in name else [])
+    for row, uses in CONTRACT.items()
+    for name, use in uses.items()
+]
 
 
-@pytest.mark.parametrize("bits", [(5, 3), (4, 4), (8, 2)])
-def test_codes_of_more_than_eight_bits_are_refused(bits: tuple[int, int]) -> None:
-    wide = replace(block_format("mxfp8"), element=FloatFormat(*bits, max=448.0))
-    with pytest.raises(ValueError, match="codes hold 8"):
-        lowbit.quantize(tokens(4), wide)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("use", USES)
+def test_right_or_refused(use: Use) -> None:
+    use()
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "nvint4"])
-@pytest.mark.parametrize("bias", [False, True])
-def test_scaled_products_are_rounded_once(name: str, bias: bool) -> None:
-    ours = layer(QuantRecipe.uniform(name)).bfloat16()
-    ours.bias.data.mul_(float(bias))
-    x = tokens(256).bfloat16()
-    a, b = (fake_quantize(t.detach().float(), name).double() for t in (x, ours.weight))
-    exact = a @ b.t() + ours.bias.double()
-    error, least = (ours(x).double() - exact).norm(), (exact.bfloat16().double() - exact).norm()
-    assert error < 1.01 * least
+def test_every_row_of_the_page_has_three_uses() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "layer.md").read_text()
+    table = re.findall(r"^\| (?!use)(.+?) \|", page, re.MULTILINE)
+    rows = [line.replace("`", "") for line in table]
+    assert len(rows) == len(CONTRACT) > 0
+    for row, (name, uses) in zip(rows, CONTRACT.items(), strict=True):
+        assert name in row and len(uses) >= 3, (name, row)
+
+
+def test_right_means_that_a_difference_is_seen() -> None:
+    """The reference of `right` is not the thing itself: a write that `Reuse` forbids shows."""
+    with pytest.raises(AssertionError):
+        right(written(lambda h: h.data.clamp_(-0.1, 0.1)))()
+    assert not torch.equal(fake_quantize(tokens(), "mxint8"), tokens())
