@@ -1,7 +1,9 @@
 """Places and tests that the documents name exist."""
 
 import ast
+import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
@@ -67,3 +69,20 @@ def test_pre_commit_runs_what_the_submission_runs() -> None:
     hooks = [hook["entry"] for repository in plain["repos"] for hook in repository["hooks"]]
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     assert hooks == lines[lines.index("ruff check .") :]
+
+
+def test_recipes_page_has_every_option() -> None:
+    """Those that the command line takes: parameters of classes, with their names in YAML."""
+    from lowbit import BlockFormat, Keep, LayerPolicy, QuantRecipe
+    from train.model.module import PretrainModule
+    from train.model.step import Optimization
+
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
+    documented = {option for row in rows for option in re.findall(r"`([\w.]+)(?::[^`]*)?`", row)}
+    model = {*inspect.signature(PretrainModule).parameters} - {"policy", "optimization", "keep"}
+    nested = {"optimization": Optimization, "keep": Keep}
+    model |= {f"{at}.{field.name}" for at, of in nested.items() for field in fields(of)}
+    policy = {field.name for of in (LayerPolicy, QuantRecipe) for field in fields(of)} - {"recipe"}
+    format = {field.name for field in fields(BlockFormat)} - {"name", "element"} | {"symmetric"}
+    assert model | policy | format <= documented
