@@ -18,7 +18,7 @@ from data.inspection import inspect
 from data.journal import Journal, refuse_difference
 from data.packing import TOKENIZER_FILE, Packing, Splitter
 from data.pretrained import load_vocabulary
-from data.request import Request
+from data.request import PrepareRequest
 from data.shards import Manifest
 from data.source import SampleBy, Source
 from data.verify import check_complete, check_present, remember
@@ -29,7 +29,7 @@ CORPUS_VOCABULARY = 4096
 
 
 def prepare(
-    out: str | Path, request: Request, *, workers: int = 1, cache: str | Path | None = None
+    out: str | Path, request: PrepareRequest, *, workers: int = 1, cache: str | Path | None = None
 ) -> Manifest:
     """Fill the folder `out`, or finish an interrupted call; a complete one is left as it is.
 
@@ -83,7 +83,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _splitter(source: Source, request: Request) -> Splitter:
+def _splitter(source: Source, request: PrepareRequest) -> Splitter:
     """Which split a document belongs to, by its head."""
     fraction, seed = request.val_fraction, request.seed
     threshold = int(fraction * 2**64)
@@ -107,7 +107,7 @@ def _head(document: Iterator[str]) -> str:
 
 
 def _vocabulary(
-    folder: Path, request: Request, journal: Journal, source: Source, split_of: Splitter
+    folder: Path, request: PrepareRequest, journal: Journal, source: Source, split_of: Splitter
 ) -> Vocabulary:
     path = folder / TOKENIZER_FILE
     if journal.eos_id is not None:  # what the ids already written came from
@@ -144,7 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lowbit prepare`; what is not given stays out of the namespace."""
     parser.argument_default = argparse.SUPPRESS
     add = parser.add_argument
-    default = {field.name: field.default for field in fields(Request)}
+    default = {field.name: field.default for field in fields(PrepareRequest)}
     add(
         "out",
         nargs="?",
@@ -195,6 +195,6 @@ def run(args: argparse.Namespace) -> int:
     if out is None:
         raise ValueError("expected the folder to fill: lowbit prepare OUT ...")
     complete = (out / "manifest.json").exists()
-    manifest = prepare(out, Request(**given), workers=workers, cache=cache)
+    manifest = prepare(out, PrepareRequest(**given), workers=workers, cache=cache)
     print(f"{out}: {'complete already' if complete else 'prepared'}, {manifest.summary()}")
     return 0

@@ -19,7 +19,7 @@ _TABLES = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "pa
 
 
 @dataclass(frozen=True)
-class Request:
+class PrepareRequest:
     """The arguments that decide the bytes of the result; None where an option does not apply."""
 
     corpus: str | None = None

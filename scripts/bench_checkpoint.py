@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from data.prepare import prepare
-from data.request import Request
+from data.request import PrepareRequest
 from train.fit.fit import fit
 from train.fit.saving import Checkpoints
 from train.model.module import PretrainModule
@@ -83,7 +83,7 @@ def bench(model: Path, steps: int, repeats: int) -> None:
         text = "\n".join(f"{a} times {b} is {a * b}." for a in range(300) for b in range(100))
         for index in range(20):
             (folder / f"{index}.txt").write_text(text[index * 20_000 : (index + 2) * 20_000])
-        prepare(folder / "tokens", Request(text=(f"{folder}/*.txt",), tokenizer="bytes"))
+        prepare(folder / "tokens", PrepareRequest(text=(f"{folder}/*.txt",), tokenizer="bytes"))
         fresh, resumed = [], []
         for repeat in range(repeats):
             found = start(folder, model, f"run{repeat}", steps)

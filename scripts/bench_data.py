@@ -25,7 +25,7 @@ from data.chunks import PIECE_CHARACTERS, cut
 from data.corpus import corpus_documents
 from data.order import BatchOrder
 from data.prepare import prepare
-from data.request import Request
+from data.request import PrepareRequest
 from data.shards import Manifest, Shard, Split, TokenShards
 from data.vocabulary import trained_vocabulary
 
@@ -97,7 +97,9 @@ def bench_prepare(folder: Path, cache: Path) -> None:
 
     for workers, copies in COPIES.items():
         (folder / "texts.jsonl").write_text(rows * copies)
-        request = Request(text=(f"{folder}/texts.jsonl",), tokenizer=f"{folder}/tokenizer.json")
+        request = PrepareRequest(
+            text=(f"{folder}/texts.jsonl",), tokenizer=f"{folder}/tokenizer.json"
+        )
         own, ratios = [cpu_seconds(partial(tokenize, copies))], []
         for repeat in range(REPEATS):
             out = folder / f"out-{workers}-{repeat}"

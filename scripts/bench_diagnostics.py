@@ -16,7 +16,7 @@ import torch
 from timing import machine
 
 from data.prepare import prepare
-from data.request import Request
+from data.request import PrepareRequest
 from train.cli import main as lowbit
 from train.runs.run import read_run
 
@@ -29,7 +29,7 @@ def generated_data(folder: Path) -> Path:
     words = ["".join(map(chr, generator.integers(97, 123, 6))) for _ in range(500)]
     for index in range(40):
         (folder / f"{index}.txt").write_text(" ".join(generator.choice(words, 4000)))
-    prepare(folder / "tokens", Request(text=(f"{folder}/*.txt",), tokenizer="bytes"))
+    prepare(folder / "tokens", PrepareRequest(text=(f"{folder}/*.txt",), tokenizer="bytes"))
     return folder / "tokens"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 250  # of a file
-LONGEST_P90 = 20  # lines of a function
+LONGEST_P90, LONGEST = 20, 50  # lines of a function
 DOCUMENTED = 0.95
 _LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -27,6 +27,7 @@ class Sizes:
     lines: int
     functions: tuple[int, ...]  #: lines of each, ascending
     largest: tuple[int, str]  #: lines of the largest file
+    too_large: tuple[str, ...]  #: files and functions with more lines than they should have
     documented: int
     public: int
 
@@ -36,9 +37,7 @@ class Sizes:
 
     def missed(self) -> list[str]:
         """Bars, in words."""
-        found = []
-        if self.largest[0] > MOST_LINES:
-            found.append(f"{self.largest[1]} has {self.largest[0]} lines, at most {MOST_LINES}")
+        found = list(self.too_large)
         if self.share < DOCUMENTED:
             found.append(f"{self.share:.1%} of public docstrings, at least {DOCUMENTED:.0%}")
         return found
@@ -47,16 +46,25 @@ class Sizes:
 def sizes(package: Path) -> Sizes:
     """Over all Python files of a package."""
     lines, functions, found, largest = 0, list[int](), list[bool](), (0, "")
+    too_large = []
     for path in sorted(package.rglob("*.py")):
         text = path.read_text()
         tree = ast.parse(text)
         lines += len(_code_lines(text, tree))
-        largest = max(largest, (len(text.splitlines()), str(path.relative_to(package.parent))))
+        length, name = len(text.splitlines()), str(path.relative_to(package.parent))
+        largest = max(largest, (length, name))
+        if length > MOST_LINES:
+            too_large.append(f"{name} has {length} lines, at most {MOST_LINES}")
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 functions.append((node.end_lineno or node.lineno) - node.lineno + 1)
+                if functions[-1] > LONGEST:
+                    too_large.append(
+                        f"{name}: {node.name} has {functions[-1]} lines, at most {LONGEST}"
+                    )
         found += [ast.get_docstring(node) is not None for node in _public(tree)]
-    return Sizes(lines, tuple(sorted(functions)), largest, sum(found), len(found))
+    ascending = tuple(sorted(functions))
+    return Sizes(lines, ascending, largest, tuple(too_large), sum(found), len(found))
 
 
 def undocumented(package: Path) -> list[str]:

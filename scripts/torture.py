@@ -25,7 +25,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.prepare import prepare
-from data.request import Request
+from data.request import PrepareRequest
 from train.checkpoints.folder import (
     AtomicCheckpointIO,
     complete_checkpoints,
@@ -161,7 +161,7 @@ def prepare_folder(folder: Path) -> None:
     for index in range(20):
         lines = (f"{index} times {n} is {index * n}, as every child knows." for n in range(40))
         (folder / f"{index}.txt").write_text("\n".join(lines))
-    text = Request(text=(f"{folder}/*.txt",), tokenizer="bytes", val_fraction=0.2)
+    text = PrepareRequest(text=(f"{folder}/*.txt",), tokenizer="bytes", val_fraction=0.2)
     prepare(folder / "tokens", text)
     (folder / "config.yaml").write_text(CONFIG)
 

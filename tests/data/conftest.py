@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.prepare import prepare
-from data.request import Request
+from data.request import PrepareRequest
 from data.shards import Manifest
 
 
@@ -33,20 +33,20 @@ def texts(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def request_of(tmp_path: Path, texts: list[str]) -> Callable[..., Request]:
+def request_of(tmp_path: Path, texts: list[str]) -> Callable[..., PrepareRequest]:
     """A request for those documents as bytes, with other arguments where given."""
 
-    def make(**arguments: object) -> Request:
+    def make(**arguments: object) -> PrepareRequest:
         defaults: dict[str, object] = {"text": (str(tmp_path / "texts" / "*.txt"),)}
         if "train_tokenizer" not in arguments:
             defaults["tokenizer"] = "bytes"
-        return Request(**defaults | {"val_fraction": 0.2} | arguments)  # type: ignore[arg-type]  # keys are fields
+        return PrepareRequest(**defaults | {"val_fraction": 0.2} | arguments)  # type: ignore[arg-type]  # keys are fields
 
     return make
 
 
 @pytest.fixture
-def folder(tmp_path: Path, request_of: Callable[..., Request]) -> Path:
+def folder(tmp_path: Path, request_of: Callable[..., PrepareRequest]) -> Path:
     """The documents prepared as bytes, in shards of 1000 tokens."""
     prepare(tmp_path / "prepared", request_of(shard_tokens=1000))
     return tmp_path / "prepared"

@@ -18,16 +18,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from data import chunks, files, packing
 from data.files import find_files
 from data.prepare import prepare
-from data.request import Request
+from data.request import PrepareRequest
 from data.shards import Manifest, TokenShards
 from data.vocabulary import EOS, Vocabulary, byte_vocabulary
 
 WORDS = [f"document {index}: " + "low bit " * 30 + "\n" for index in range(12)]
 
 
-def of(*text: Path | str, **arguments: Any) -> Request:
+def of(*text: Path | str, **arguments: Any) -> PrepareRequest:
     defaults: dict[str, Any] = {"tokenizer": "bytes", "val_fraction": 0}
-    return Request(text=tuple(map(str, text)), **defaults | arguments)
+    return PrepareRequest(text=tuple(map(str, text)), **defaults | arguments)
 
 
 def documents(folder: Path) -> list[str]:
@@ -37,7 +37,7 @@ def documents(folder: Path) -> list[str]:
     return vocabulary.decode(tokens.read(0, len(tokens)).tolist()).split(EOS)[:-1]
 
 
-def refused(out: Path, request: Request, message: str) -> None:
+def refused(out: Path, request: PrepareRequest, message: str) -> None:
     """In one line, with nothing left behind where there was nothing."""
     before = sorted(out.iterdir()) if out.exists() else None
     with pytest.raises((ValueError, OSError), match=message) as error:
@@ -53,7 +53,7 @@ def jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> dict[str, tuple[Path, Request]]:
+def source(tmp_path: Path) -> dict[str, tuple[Path, PrepareRequest]]:
     """By kind: the file to change, and the request that reads it."""
     rows = jsonl(tmp_path / "rows.jsonl", WORDS)
     plain = tmp_path / "plain.txt"
@@ -73,7 +73,7 @@ def source(tmp_path: Path) -> dict[str, tuple[Path, Request]]:
         "parquet": (table, of(table)),
         "txt.gz": (packed, of(packed)),
         "tokenizer.json": (tokenizer, of(rows, tokenizer=str(tokenizer))),
-        "dataset": (dataset, Request(dataset=str(dataset.parent), **parts)),  # type: ignore[arg-type]
+        "dataset": (dataset, PrepareRequest(dataset=str(dataset.parent), **parts)),  # type: ignore[arg-type]
     }
 
 
@@ -91,7 +91,7 @@ KINDS = ["jsonl", "txt", "parquet", "txt.gz", "tokenizer.json", "dataset"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_complete_folder_knows_its_inputs(
-    tmp_path: Path, source: dict[str, tuple[Path, Request]], kind: str
+    tmp_path: Path, source: dict[str, tuple[Path, PrepareRequest]], kind: str
 ) -> None:
     path, request = source[kind]
     manifest = prepare(tmp_path / "out", request)
@@ -109,7 +109,7 @@ class KilledError(Exception):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_call_does_not_go_on_with_other_inputs(
     tmp_path: Path,
-    source: dict[str, tuple[Path, Request]],
+    source: dict[str, tuple[Path, PrepareRequest]],
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -138,7 +138,7 @@ def test_a_killed_call_does_not_go_on_with_other_inputs(
 
 
 def test_what_nothing_was_made_of_is_begun_anew(
-    tmp_path: Path, source: dict[str, tuple[Path, Request]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: dict[str, tuple[Path, PrepareRequest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, request = source["jsonl"]
 
@@ -155,7 +155,7 @@ def test_what_nothing_was_made_of_is_begun_anew(
 
 
 def test_text_that_changes_while_it_is_read_is_no_corpus(
-    tmp_path: Path, source: dict[str, tuple[Path, Request]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: dict[str, tuple[Path, PrepareRequest]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, request = source["txt"]
     tokenized = packing.tokenized
@@ -170,7 +170,7 @@ def test_text_that_changes_while_it_is_read_is_no_corpus(
 
 @pytest.mark.parametrize("kind", ["jsonl", "dataset", "tokenizer.json"])
 def test_a_file_more_or_less_is_named(
-    tmp_path: Path, source: dict[str, tuple[Path, Request]], kind: str
+    tmp_path: Path, source: dict[str, tuple[Path, PrepareRequest]], kind: str
 ) -> None:
     path, request = source[kind]
     if kind == "jsonl":
@@ -187,7 +187,7 @@ def test_a_file_more_or_less_is_named(
 
 
 def test_a_manifest_of_before_still_tells_other_names_and_sizes(
-    tmp_path: Path, source: dict[str, tuple[Path, Request]]
+    tmp_path: Path, source: dict[str, tuple[Path, PrepareRequest]]
 ) -> None:
     path, request = source["jsonl"]
     manifest = prepare(tmp_path / "out", request)
@@ -385,7 +385,9 @@ def test_splits_of_a_dataset_that_are_not_read_are_named(
 ) -> None:
     train = jsonl(tmp_path / "set" / "train.jsonl", WORDS)
     jsonl(tmp_path / "set" / f"{other}.jsonl", ["held out"])
-    request = Request(dataset=str(train.parent), tokenizer="bytes", val_fraction=0, streaming=True)
+    request = PrepareRequest(
+        dataset=str(train.parent), tokenizer="bytes", val_fraction=0, streaming=True
+    )
     prepare(tmp_path / "out", request)
     assert f"also has ['{other}'], not read" in capfd.readouterr().err
     assert documents(tmp_path / "out") == WORDS

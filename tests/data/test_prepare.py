@@ -10,11 +10,11 @@ import pytest
 
 from data import chunks, packing
 from data.prepare import add_arguments, prepare, run
-from data.request import Request
+from data.request import PrepareRequest
 from data.shards import Manifest
 from data.vocabulary import Vocabulary
 
-Make = Callable[..., Request]
+Make = Callable[..., PrepareRequest]
 
 
 def documents_of(folder: Path, split: str) -> list[str]:
@@ -67,7 +67,7 @@ def test_a_text_that_spells_the_end_token_does_not_end_its_document(tmp_path: Pa
     (tmp_path / "a.txt").write_text(forged)
     (tmp_path / "b.txt").write_text("b")
     files = (str(tmp_path / "*.txt"),)
-    prepare(tmp_path / "out", Request(text=files, train_tokenizer=257, val_fraction=0))
+    prepare(tmp_path / "out", PrepareRequest(text=files, train_tokenizer=257, val_fraction=0))
     assert documents_of(tmp_path / "out", "train") == [forged, "b"]
 
 
@@ -75,7 +75,7 @@ def test_equal_documents_are_in_the_same_split(tmp_path: Path) -> None:
     lines = [f"line {index % 50}" for index in range(500)]
     (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
     files = (str(tmp_path / "lines.txt"),)
-    request = Request(text=files, sample_by="line", tokenizer="bytes", val_fraction=0.3)
+    request = PrepareRequest(text=files, sample_by="line", tokenizer="bytes", val_fraction=0.3)
     prepare(tmp_path / "out", request)
     train, val = documents_of(tmp_path / "out", "train"), documents_of(tmp_path / "out", "val")
     assert len(train) + len(val) == 500 and val

@@ -14,7 +14,7 @@ import pytest
 
 from data.inspection import inspect, unigram_entropy
 from data.prepare import prepare
-from data.request import Request
+from data.request import PrepareRequest
 from data.shards import Manifest, TokenShards
 from data.verify import verify
 
@@ -44,7 +44,7 @@ def test_shards_have_the_size_asked_for(manifest: Manifest) -> None:
 
 
 def test_the_fingerprint_is_of_the_content(
-    tmp_path: Path, manifest: Manifest, request_of: Callable[..., Request]
+    tmp_path: Path, manifest: Manifest, request_of: Callable[..., PrepareRequest]
 ) -> None:
     elsewhere = prepare(tmp_path / "else" / "where", request_of(shard_tokens=1000))
     assert elsewhere.fingerprint == manifest.fingerprint

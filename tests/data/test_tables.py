@@ -11,7 +11,7 @@ import pytest
 
 from data import chunks, packing
 from data.prepare import prepare
-from data.request import Request
+from data.request import PrepareRequest
 from data.shards import Manifest, TokenShards
 from data.vocabulary import Vocabulary
 
@@ -31,10 +31,10 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
-def request(*text: Path, **arguments: object) -> Request:
+def request(*text: Path, **arguments: object) -> PrepareRequest:
     defaults: dict[str, object] = {"tokenizer": "bytes", "val_fraction": 0, "text_field": "body"}
     patterns = tuple(str(path) for path in text)
-    return Request(text=patterns, **defaults | arguments)  # type: ignore[arg-type]
+    return PrepareRequest(text=patterns, **defaults | arguments)  # type: ignore[arg-type]
 
 
 def text_of(folder: Path) -> str:
@@ -63,7 +63,7 @@ def test_a_dataset_by_name(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     name = str(files / "jsonl")
     arguments = {"tokenizer": "bytes", "val_fraction": 0, "text_field": "body", "split": "train"}
-    prepare(tmp_path / "out", Request(dataset=name, streaming=streaming, **arguments))  # type: ignore[arg-type]
+    prepare(tmp_path / "out", PrepareRequest(dataset=name, streaming=streaming, **arguments))  # type: ignore[arg-type]
     assert text_of(tmp_path / "out") == EXPECTED
 
 
@@ -131,7 +131,7 @@ def test_a_dataset_script_is_refused(tmp_path: Path) -> None:
     (tmp_path / "script" / "script.py").write_text("raise SystemExit('ran')\n")
     arguments = {"tokenizer": "bytes", "val_fraction": 0}
     with pytest.raises(ValueError, match="scripts are no longer supported"):
-        prepare(tmp_path / "out", Request(dataset=str(tmp_path / "script"), **arguments))  # type: ignore[arg-type]
+        prepare(tmp_path / "out", PrepareRequest(dataset=str(tmp_path / "script"), **arguments))  # type: ignore[arg-type]
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(
@@ -144,7 +144,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(ValueError, match="some/corpus cannot be read: Couldn't reach") as error:
-        prepare(tmp_path / "out", Request(dataset="some/corpus", tokenizer="bytes"))
+        prepare(tmp_path / "out", PrepareRequest(dataset="some/corpus", tokenizer="bytes"))
     assert "\n" not in str(error.value)
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from data.corpus import Wheel, corpus_documents
 from data.prepare import prepare
 from data.pretrained import load_vocabulary
-from data.request import Request
+from data.request import PrepareRequest
 from data.shards import TokenShards
 
 pytestmark = pytest.mark.slow
@@ -112,7 +112,9 @@ def test_prepared_text_comes_back(
         (tmp_path / "texts" / f"{index:04d}.txt").write_bytes(document.encode())
     tokenizer = request.getfixturevalue(name)
     files = (str(tmp_path / "texts" / "*.txt"),)
-    manifest = prepare(tmp_path / "out", Request(text=files, tokenizer=tokenizer, val_fraction=0))
+    manifest = prepare(
+        tmp_path / "out", PrepareRequest(text=files, tokenizer=tokenizer, val_fraction=0)
+    )
     tokens = TokenShards(tmp_path / "out", manifest, "train")
     ids = tokens.read(0, len(tokens))
     ends = np.flatnonzero(ids == manifest.eos_id)

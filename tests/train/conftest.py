@@ -66,14 +66,14 @@ trainer: {max_steps: 6, val_check_interval: 3, accelerator: cpu}
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared bytes of a text that is its own witness: no download."""
-    from data.prepare import Request, prepare
+    from data.prepare import PrepareRequest, prepare
 
     folder = tmp_path_factory.mktemp("data")
     for index in range(20):
         lines = (f"{index} times {n} is {index * n}, as every child knows." for n in range(40))
         (folder / f"{index}.txt").write_text("\n".join(lines))
     out = folder / "tokens"
-    request = Request(text=(f"{folder}/*.txt",), tokenizer="bytes", val_fraction=0.2)
+    request = PrepareRequest(text=(f"{folder}/*.txt",), tokenizer="bytes", val_fraction=0.2)
     prepare(out, request)
     return out
 

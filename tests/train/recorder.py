@@ -23,7 +23,7 @@ class Recorder:
         self.codes: dict[int, list[Tensor]] = {}
 
     def install(self) -> None:
-        place, clip = PretrainModule._place, PretrainModule.configure_gradient_clipping
+        place, clip = PretrainModule._enter_step, PretrainModule.configure_gradient_clipping
         recorder = self
 
         def placed(module: Any, step: int, batch: Any) -> None:
@@ -39,7 +39,7 @@ class Recorder:
             recorder.gradients.append(grads)
             clip(module, optimizer)
 
-        PretrainModule._place = placed  # type: ignore[method-assign]
+        PretrainModule._enter_step = placed  # type: ignore[method-assign]
         PretrainModule.configure_gradient_clipping = clipped  # type: ignore[method-assign]
 
     def kept(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from train.distributed.fsdp import COMPUTE_DTYPES, FullySharded
 _GONE = re.compile("Connection (closed|reset) by peer|timed out|Timed out|Broken pipe")
 
 
-def check_launch(trainer: Trainer, keep: Keep) -> None:
+def check_strategy(trainer: Trainer, keep: Keep) -> None:
     """Raise ValueError for a strategy, precision or backend that is not there, or a port in use."""
     strategy = trainer.strategy
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullySharded):

@@ -17,7 +17,7 @@ from train.checkpoints.folder import AtomicCheckpointIO, read_manifest, step_of
 from train.config.layers import Layers
 from train.config.policies import check_name, read_policy
 from train.config.strict_yaml import load_yaml, use_strict_yaml
-from train.distributed.ranks import check_launch, on_first_rank
+from train.distributed.ranks import check_strategy, on_first_rank
 from train.fit.clamping import CodeUse
 from train.fit.metrics_csv import MetricsCsv
 from train.fit.non_finite import NonFiniteReport
@@ -200,7 +200,7 @@ class RunCLI(LightningCLI):
         origin = {} if self.resume_point is None else read_manifest(self.resume_point)["origin"]
         start = Start(self.plain_config(), command_line(), step, origin)
         self.record = RunRecord(self.run_dir, start)
-        check_launch(trainer, self.model.keep)
+        check_strategy(trainer, self.model.keep)
         leave_signals_alone(trainer)
         if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes
             trainer.strategy._timeout = timedelta(seconds=self.config["collective_timeout"])

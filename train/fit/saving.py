@@ -28,14 +28,14 @@ class SavePolicy:
     """How often, how many, and what a full disk means."""
 
     every_n_steps: int = 50
-    keep: int = 2
+    num_kept: int = 2
     disk_full: DiskFull = "stop"
 
     def __post_init__(self) -> None:
-        if self.every_n_steps < 1 or self.keep < 2:
+        if self.every_n_steps < 1 or self.num_kept < 2:
             raise ValueError(
-                f"checkpoint_every={self.every_n_steps}, keep_checkpoints={self.keep}: at least 1 "
-                "and 2, since the newest may be damaged"
+                f"checkpoint_every={self.every_n_steps}, keep_checkpoints={self.num_kept}: at "
+                "least 1 and 2, since the newest may be damaged"
             )
 
 
@@ -125,7 +125,7 @@ class Checkpoints(Callback):
         if failure is not None:
             self._answer_failure(trainer, path, failure)
         elif trainer.is_global_zero:
-            for old in complete_checkpoints(self._folder)[: -self._policy.keep]:
+            for old in complete_checkpoints(self._folder)[: -self._policy.num_kept]:
                 AtomicCheckpointIO().remove_checkpoint(old)
 
     def _answer_failure(self, trainer: Trainer, path: Path, failure: str) -> None:

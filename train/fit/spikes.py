@@ -3,13 +3,14 @@
 from collections import deque
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 
+from train.fit.at_steps import AtSteps
 from train.model.module import PretrainModule
 from train.stats.spikes import WINDOW, mean_before_spike
 
 
-class SpikeReport(Callback):
+class SpikeReport(AtSteps):
     """Says when a step's loss stands out from those before it; training goes on.
 
     By the rule of `train.stats.spikes`.
@@ -18,13 +19,8 @@ class SpikeReport(Callback):
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Once an optimizer step."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        assert isinstance(module, PretrainModule)
+    def on_step_end(self, trainer: Trainer, module: PretrainModule, batch: Any) -> None:
+        """Its loss against those before it."""
         loss = module.step_loss
         mean = mean_before_spike(loss, self._losses)
         if mean is not None and trainer.is_global_zero:

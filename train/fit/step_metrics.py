@@ -2,47 +2,36 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from train.fit.at_steps import AtSteps
 from train.model.module import PretrainModule
 
 
-class StepMetrics(Callback):
+class StepMetrics(AtSteps):
     """Logs loss, gradient norm, learning rate, tokens; shows loss and tokens/s in the progress bar.
 
     It stands before `Checkpoints`, so that a checkpoint never lacks the metrics of its step.
     """
 
-    def on_train_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Mapping[str, Tensor], batch_idx: int
-    ) -> None:
-        """The step's time begins with its first micro-batch."""
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._began = time.perf_counter()
+    def on_step_start(self, trainer: Trainer, module: PretrainModule) -> None:
+        """The step's time begins."""
+        self._began = time.perf_counter()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, module: LightningModule, optimizer: Optimizer
     ) -> None:
         self._lr = optimizer.param_groups[0]["lr"]
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Mapping[str, Tensor],
-        batch_idx: int,
+    def on_step_end(
+        self, trainer: Trainer, module: PretrainModule, batch: Mapping[str, Tensor]
     ) -> None:
-        """Once an optimizer step."""
-        assert isinstance(module, PretrainModule)
-        accumulation = trainer.accumulate_grad_batches
-        if (batch_idx + 1) % accumulation:
-            return
-        tokens = batch["labels"].numel() * accumulation * trainer.world_size
+        """The step's row."""
+        micro_batches = trainer.accumulate_grad_batches * trainer.world_size
+        tokens = batch["labels"].numel() * micro_batches
         row = {
             "tokens_seen": trainer.global_step * tokens,
             "train/loss": module.step_loss,

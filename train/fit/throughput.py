@@ -6,14 +6,14 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
+from train.fit.at_steps import AtSteps
 from train.fit.communication import CommunicationProfile
 from train.model.flops import device_peak, flops_per_token
 from train.model.module import PretrainModule
@@ -71,7 +71,7 @@ def _now() -> float:
     return time.perf_counter()
 
 
-class Throughput(Callback):
+class Throughput(AtSteps):
     """To TensorBoard every EVERY steps, to run.json at the end: medians over the looked-at steps.
 
     tokens/s per device and in all, seconds by phase, the share of the device's BF16 peak (model
@@ -89,31 +89,22 @@ class Throughput(Callback):
         self._steps = 0  #: finished since the start
         self._profile: CommunicationProfile | None = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """The step's time begins with its first micro-batch."""
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            if self._steps % PROFILE_EVERY == 1 and self._profiles(trainer):
-                self._profile = CommunicationProfile(module.device)
-            self._began = time.perf_counter()
+    def on_step_start(self, trainer: Trainer, module: PretrainModule) -> None:
+        """The step's time begins."""
+        if self._steps % PROFILE_EVERY == 1 and self._profiles(trainer):
+            self._profile = CommunicationProfile(module.device)
+        self._began = time.perf_counter()
 
     def _profiles(self, trainer: Trainer) -> bool:
         ours = isinstance(trainer.profiler, StepTimes)  # type: ignore[attr-defined]
         return ours and trainer.is_global_zero and trainer.world_size > 1
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        outputs: Any,
-        batch: Mapping[str, Tensor],
-        batch_idx: int,
+    def on_step_end(
+        self, trainer: Trainer, module: PretrainModule, batch: Mapping[str, Tensor]
     ) -> None:
-        """Once an optimizer step, if it was looked at."""
-        assert isinstance(module, PretrainModule)
-        accumulation, times = trainer.accumulate_grad_batches, trainer.profiler  # type: ignore[attr-defined]
-        if (batch_idx + 1) % accumulation or not isinstance(times, StepTimes):
+        """What was measured, if the step was looked at."""
+        times = trainer.profiler  # type: ignore[attr-defined]
+        if not isinstance(times, StepTimes):
             return
         self._steps += 1
         taken = times.take()
@@ -122,7 +113,7 @@ class Throughput(Callback):
             self._profile = None
         elif taken.keys() == set(PHASES.values()):
             seconds = time.perf_counter() - self._began
-            tokens = batch["labels"].numel() * accumulation
+            tokens = batch["labels"].numel() * trainer.accumulate_grad_batches
             self._add(trainer, self._figures(trainer, module, tokens / seconds, taken))
         times.on = (trainer.global_step + 1) % EVERY == 0
 

@@ -46,7 +46,7 @@ class Measured:
 Found = dict[tuple[str, bool], Measured]  # by format, and whether it is the trained one
 
 
-class Probe:
+class StepMeasurement:
     """One optimizer step's measurements of `layers`, over all its micro-batches."""
 
     def __init__(

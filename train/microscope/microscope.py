@@ -20,7 +20,7 @@ from lowbit import BlockFormat, QuantRecipe, unquantized
 from lowbit.gradient_stats import STATISTICS, gradient_error
 from lowbit.recipe import OPERANDS
 from train.microscope.layers import chosen_linears, place_of
-from train.microscope.measuring import Probe
+from train.microscope.measuring import StepMeasurement
 from train.microscope.store import DiagnosticsStore, Rows
 from train.model.generators import restore_generators, torch_generators
 from train.model.module import PretrainModule
@@ -85,10 +85,10 @@ class Microscope(Callback):
     """
 
     def __init__(self, plan: Diagnostics, module: PretrainModule, run_dir: Path) -> None:
-        self.plan = plan
+        self.asked = plan
         self.layers = plan.chosen_layers(module.model)  # a pattern's error comes before training
         self.store = DiagnosticsStore(run_dir / "diagnostics")
-        self._probe: Probe | None = None
+        self._measurement: StepMeasurement | None = None
         self._references: list[Tensor] | None = None
         self._batch: Mapping[str, Tensor] = {}
         self._generators: dict[str, Any] = {}
@@ -97,9 +97,9 @@ class Microscope(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Forget what was measured after the step that the run goes on from."""
         assert isinstance(module, PretrainModule)
-        self.layers = self.plan.chosen_layers(module.model)  # with weights, since configure_model
+        self.layers = self.asked.chosen_layers(module.model)  # with weights, since configure_model
         sharded = any(isinstance(layer.weight, DTensor) for layer in self.layers.values())
-        if self.plan.gradients and sharded:
+        if self.asked.gradients and sharded:
             raise ValueError("diagnostics.gradients with sharded weights: set it to false")
         if trainer.is_global_zero:
             self.store.cut_back(trainer.global_step)
@@ -108,22 +108,24 @@ class Microscope(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Hook the layers for a step that is looked at."""
-        if not self.plan.wants(trainer.global_step + 1):
+        if not self.asked.wants(trainer.global_step + 1):
             return
-        if self._probe is None:
-            self._probe = Probe(self.layers, self.plan.chosen_operands, self.plan.formats)
+        if self._measurement is None:
+            self._measurement = StepMeasurement(
+                self.layers, self.asked.chosen_operands, self.asked.formats
+            )
             self._references = None
-        self._probe.begin_micro_batch()
+        self._measurement.begin_micro_batch()
         self._batch, self._generators = batch, torch_generators()
 
     def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         """After each micro-batch, before any weight moves."""
-        if self._probe is None:
+        if self._measurement is None:
             return
         assert isinstance(module, PretrainModule)
-        self._probe.end_micro_batch()
+        self._measurement.end_micro_batch()
         recipes = (layer.recipe for layer in module.quantized_layers.values())
-        if self.plan.gradients and any(recipe != QuantRecipe() for recipe in recipes):
+        if self.asked.gradients and any(recipe != QuantRecipe() for recipe in recipes):
             self._add_references(trainer, module)
 
     def _add_references(self, trainer: Trainer, module: PretrainModule) -> None:
@@ -142,14 +144,14 @@ class Microscope(Callback):
         self, trainer: Trainer, module: LightningModule, optimizer: Any
     ) -> None:
         """The gradients are whole and not yet clipped."""
-        if self._probe is None:
+        if self._measurement is None:
             return
         step = trainer.global_step + 1
-        tables: dict[str, Rows] = {"operands": self._probe.rows(trainer)}
+        tables: dict[str, Rows] = {"operands": self._measurement.rows(trainer)}
         if self._references is not None:
             tables["gradients"] = self._gradient_rows(trainer)
-        histograms = self._probe.crest_histograms(trainer)
-        self._probe = self._references = None
+        histograms = self._measurement.crest_histograms(trainer)
+        self._measurement = self._references = None
         if not trainer.is_global_zero:
             return
         for name, rows in tables.items():

@@ -152,7 +152,7 @@ class PretrainModule(LightningModule):
         state = self.state
         if batch_idx % state.accumulate == 0:
             self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        self._place(state.step, batch)
+        self._enter_step(state.step, batch)
         if not self.compile_blocks:
             self._products.count(self.model)
 
@@ -160,7 +160,7 @@ class PretrainModule(LightningModule):
         """ValueError where the first micro-batch computed something else than the recipes say."""
         self._products.check(self.model, self.policy, self._phase)
 
-    def _place(self, step: int, batch: Mapping[str, Tensor]) -> None:
+    def _enter_step(self, step: int, batch: Mapping[str, Tensor]) -> None:
         """Take the recipes and random numbers of the update number `step`, counted from 0."""
         phase = self.policy.phase_at(step, self.state.max_steps)
         if phase != self._phase:
@@ -207,7 +207,7 @@ class PretrainModule(LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """The losses of the tokens, FP32 [B, S]."""
         finished = max(self.state.step, self._loaded_step)
-        self._place(max(finished - 1, 0), batch)  # as the last update computed
+        self._enter_step(max(finished - 1, 0), batch)  # as the last update computed
         found = self._validate(batch, self.val_loss)
         if self.validate_bf16:
             with unquantized(self.model):

@@ -1,4 +1,4 @@
-"""`lowbit plan`: memory, FLOPs and days of a launch, before a device is touched."""
+"""`lowbit plan`: memory, FLOPs and days of a workload, before a device is touched."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Launch:
+class Workload:
     """What the configuration says of devices, batches and steps."""
 
     strategy: str
@@ -47,7 +47,7 @@ class Launch:
     steps: int
 
     @classmethod
-    def read(cls, data: Any, trainer: Any) -> "Launch":
+    def read(cls, data: Any, trainer: Any) -> "Workload":
         """From the configuration's sections; ValueError for what does not divide."""
         strategy, batch = trainer["strategy"], data["global_batch_size"]
         if strategy not in STRATEGIES:
@@ -75,7 +75,7 @@ class Launch:
         return self.ranks * self.accumulate * self.micro_batch * self.seq_len
 
 
-def traced_work(module: PretrainModule, launch: Launch, checkpointing: bool) -> int:
+def traced_work(module: PretrainModule, workload: Workload, checkpointing: bool) -> int:
     """Peak bytes beyond the weights and the gradients of a micro-batch of a step.
 
     It runs on fake tensors, which have shapes and no data, in BF16 autocast. The gradients of the
@@ -83,7 +83,7 @@ def traced_work(module: PretrainModule, launch: Launch, checkpointing: bool) -> 
     FSDP2 gathers linear weights in BF16 (see distributed/fsdp.py), no longer than it needs them.
     Recipes do not change the peak (`scripts/bench_step.py memory`), so none is traced.
     """
-    sharded = launch.strategy == "fsdp2"
+    sharded = workload.strategy == "fsdp2"
     with FakeTensorMode():
         model = LlamaForCausalLM(module.model.config)
         if checkpointing:
@@ -94,16 +94,16 @@ def traced_work(module: PretrainModule, launch: Launch, checkpointing: bool) -> 
                     shape = linear.weight.shape
                     linear.weight = nn.Parameter(torch.empty(shape, dtype=torch.bfloat16))
         weights = list(model.parameters())
-        gradients = [torch.empty(w.numel() // launch.gradient_parts) for w in weights]
-        ids = torch.zeros(launch.micro_batch, launch.seq_len, dtype=torch.long)
+        gradients = [torch.empty(w.numel() // workload.gradient_parts) for w in weights]
+        ids = torch.zeros(workload.micro_batch, workload.seq_len, dtype=torch.long)
 
         def arrive(weight: torch.Tensor) -> None:
             """Into the gradients; FSDP2 reduces it from FP32, beside the gathered weight."""
             gathered = [torch.empty_like(weight), torch.empty(weight.shape)] if sharded else []
             del gathered
             weight.grad = None
-            if launch.accumulate == 1:
-                gradients.append(torch.empty(weight.numel() // launch.gradient_parts))
+            if workload.accumulate == 1:
+                gradients.append(torch.empty(weight.numel() // workload.gradient_parts))
 
         for weight in weights:
             weight.register_post_accumulate_grad_hook(arrive)  # type: ignore[no-untyped-call]  # torch's
@@ -111,26 +111,26 @@ def traced_work(module: PretrainModule, launch: Launch, checkpointing: bool) -> 
             before = live.now
             with torch.autocast("cpu", torch.bfloat16):
                 loss = mean_loss(model, {"input_ids": ids, "labels": ids})
-            if launch.accumulate == 1:
+            if workload.accumulate == 1:
                 gradients.clear()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
         return int(live.peak - before)
 
 
-def memory(module: PretrainModule, launch: Launch, checkpointing: bool) -> Memory:
+def memory(module: PretrainModule, workload: Workload, checkpointing: bool) -> Memory:
     """What one device holds; FP32 weights and gradients, AdamW's two moments.
 
     DDP keeps a second copy of the gradients, its buckets. FSDP2 divides all three by the ranks, but
     for the gradients that it accumulates.
     """
-    model, sharded = module.model, launch.strategy == "fsdp2"
+    model, sharded = module.model, workload.strategy == "fsdp2"
     whole = FP32 * sum(p.numel() for p in model.parameters())
-    state = whole / (launch.ranks if sharded else 1)
-    work = traced_work(module, launch, checkpointing)
+    state = whole / (workload.ranks if sharded else 1)
+    work = traced_work(module, workload, checkpointing)
     if sharded and model.config.tie_word_embeddings:  # FSDP2's root, gathered all the time
         work += FP32 * model.model.embed_tokens.weight.numel()
-    copies = 2 if launch.strategy == "ddp" and launch.ranks > 1 else 1
-    return Memory(state, copies * whole / launch.gradient_parts, 2 * state, work)
+    copies = 2 if workload.strategy == "ddp" and workload.ranks > 1 else 1
+    return Memory(state, copies * whole / workload.gradient_parts, 2 * state, work)
 
 
 class PlanCLI(RunCLI):
@@ -158,36 +158,39 @@ class PlanCLI(RunCLI):
 def plan(argv: list[str]) -> int:
     """Print what the run of this configuration needs."""
     cli = PlanCLI("plan", argv)
-    launch = Launch.read(cli.config["data"], cli.config["trainer"])
+    workload = Workload.read(cli.config["data"], cli.config["trainer"])
     device, utilisation = cli.config["device"], cli.config["utilisation"]
     if device not in DEVICES:
         raise ValueError(f"--device {device}: expected one of {', '.join(DEVICES)}")
     if not 0 < utilisation <= 1:
         raise ValueError(f"--utilisation {utilisation} is not above 0 and at most 1")
-    flops = flops_per_token(cli.model.model, launch.seq_len)
-    print("\n".join(_size(cli.model, launch, flops)))
+    flops = flops_per_token(cli.model.model, workload.seq_len)
+    print("\n".join(_size(cli.model, workload, flops)))
     for checkpointing in (False, True):
-        need, room = memory(cli.model, launch, checkpointing), DEVICES[device][1]
+        need, room = memory(cli.model, workload, checkpointing), DEVICES[device][1]
         print(_need(need, checkpointing) + ("" if need.total < room else f"; ABOVE {device}"))
     peak = DEVICES[device][0]
-    seconds = launch.steps * launch.tokens_per_step * flops / (launch.ranks * peak * utilisation)
+    seconds = (
+        workload.steps * workload.tokens_per_step * flops / (workload.ranks * peak * utilisation)
+    )
     print(
-        f"time        {seconds / 86400:.3g} days on {launch.ranks} x {device} at {utilisation:.0%} "
-        f"(assumed) of {peak / 1e12:.0f} TFLOP/s; a third more with checkpointing"
+        f"time        {seconds / 86400:.3g} days on {workload.ranks} x {device} at "
+        f"{utilisation:.0%} (assumed) of {peak / 1e12:.0f} TFLOP/s; a third more with checkpointing"
     )
     return 0
 
 
-def _size(module: PretrainModule, launch: Launch, flops: float) -> list[str]:
+def _size(module: PretrainModule, workload: Workload, flops: float) -> list[str]:
     model = module.model
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    tokens = launch.steps * launch.tokens_per_step
+    tokens = workload.steps * workload.tokens_per_step
     return [
         f"parameters  {sum(p.numel() for p in model.parameters()):,}, "
         f"{linear:,} of them in linear layers",
-        f"step        {launch.tokens_per_step:,} tokens: {launch.ranks} devices x "
-        f"{launch.accumulate} micro-batches x {launch.micro_batch} sequences x {launch.seq_len}",
-        f"run         {launch.steps:,} steps, {tokens / 1e9:.3g} B tokens",
+        f"step        {workload.tokens_per_step:,} tokens: {workload.ranks} devices x "
+        f"{workload.accumulate} micro-batches x {workload.micro_batch} sequences x "
+        f"{workload.seq_len}",
+        f"run         {workload.steps:,} steps, {tokens / 1e9:.3g} B tokens",
         f"FLOPs       {flops:.4g} a token, {tokens * flops:.3g} in all",
     ]
 

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lowbit import Keep
 from train.checkpoints.folder import complete_checkpoints
-from train.distributed.ranks import check_launch
+from train.distributed.ranks import check_strategy
 
 Fit = Callable[..., int]
 SCRIPTS = Path(__file__).parents[3] / "scripts"
@@ -41,7 +41,7 @@ def test_missing_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
         parallel_devices=[torch.device("cuda", 0)], cluster_environment=LightningEnvironment()
     )
     with pytest.raises(ValueError, match="has no NCCL"):
-        check_launch(SimpleNamespace(strategy=strategy), Keep())  # type: ignore[arg-type]
+        check_strategy(SimpleNamespace(strategy=strategy), Keep())  # type: ignore[arg-type]
 
 
 def test_kept_weights_under_fsdp2(

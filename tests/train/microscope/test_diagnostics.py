@@ -35,7 +35,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     original = Microscope.on_before_optimizer_step
 
     def look(self: Microscope, trainer: Any, module: PretrainModule, optimizer: Any) -> None:
-        if self._probe is not None and not seen:
+        if self._measurement is not None and not seen:
             weights = {n: p.detach().clone() for n, p in module.model.named_parameters()}
             grads = {n: layer.weight.grad.clone() for n, layer in self.layers.items()}  # type: ignore[union-attr]
             batch = {name: x.clone() for name, x in self._batch.items()}

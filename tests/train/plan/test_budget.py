@@ -19,7 +19,7 @@ from train.model.section import read_module
 from train.model.step import token_losses
 from train.plan import plan as budget
 from train.plan.live_bytes import LiveBytes
-from train.plan.plan import Launch, memory
+from train.plan.plan import Workload, memory
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -82,7 +82,7 @@ def test_memory_is_that_of_a_real_step(checkpointing: bool) -> None:
     with LiveBytes([*model.parameters(), *(p.grad for p in model.parameters()), *moments]) as live:
         step()
     module = PretrainModule(llama, LayerPolicy("bf16"))
-    need = memory(module, Launch("auto", 1, 1, 2, 256, 10), checkpointing)
+    need = memory(module, Workload("auto", 1, 1, 2, 256, 10), checkpointing)
     assert need.total == pytest.approx(live.peak, rel=0.1)
 
 
@@ -95,7 +95,7 @@ def test_memory_of_fsdp2_is_what_the_plan_says(ranks: tuple[Path, Any]) -> None:
     module = read_module({"llama": config["model"]["llama"], "policy": config["model"]["policy"]})
     state = 16 * sum(p.numel() for p in module.parameters()) / 2  # a rank's; FP32
     measured = state + int((folder / "memory.bytes").read_text())
-    planned = memory(module, Launch("fsdp2", 2, 1, 4, 128, 3), checkpointing=True).total
+    planned = memory(module, Workload("fsdp2", 2, 1, 4, 128, 3), checkpointing=True).total
     print(f"planned {planned:.0f} bytes, measured {measured:.0f}")
     assert planned == pytest.approx(measured, rel=0.1)
 
@@ -104,7 +104,7 @@ def test_strategies_share_what_they_share(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(budget, "traced_work", lambda *_: 0)  # tested above
     module = PretrainModule(_model("quickstart").config, LayerPolicy("bf16"))
     one, ddp, fsdp = (
-        memory(module, Launch(strategy, ranks, 1, 1, 64, 10), True)
+        memory(module, Workload(strategy, ranks, 1, 1, 64, 10), True)
         for strategy, ranks in (("auto", 1), ("ddp", 8), ("fsdp2", 8))
     )
     assert ddp.gradients == 2 * one.gradients and ddp.optimizer == one.optimizer

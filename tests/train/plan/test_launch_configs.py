@@ -91,7 +91,7 @@ def test_dry_run(size: str, tiny_data: Path, tmp_path: Path) -> None:
         ids = torch.zeros(micro, cli.datamodule.seq_len, dtype=torch.int64)
         batch = {"input_ids": ids, "labels": ids, "first_sample": torch.tensor(0)}
         for step in range(2):
-            module._place(step, batch)
+            module._enter_step(step, batch)
             with cli.trainer.precision_plugin.forward_context():
                 loss = token_losses(module.model, batch).mean()
             loss.backward()
