@@ -1,7 +1,9 @@
 """branches.json: the losses of all branches, and what follows from them."""
 
+import fcntl
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -44,14 +46,21 @@ class BranchSet:
                 first = min(wrong, key=len)[0]
                 raise ValueError(f"{path}: {checkpoint['path']} is of none of these runs: {first}")
 
-    def has(self, checkpoint: int, branch: int) -> bool:
-        """Whether this branch of this checkpoint is done."""
-        return any((u["checkpoint"], u["branch"]) == (checkpoint, branch) for u in self.units)
+    def missing(self, checkpoint: int, branch: int, labels: Iterable[str]) -> tuple[str, ...]:
+        """The arms among `labels` that this branch of this checkpoint lacks."""
+        done = self._unit(checkpoint, branch)
+        return tuple(label for label in labels if not done or label not in done["losses"])
+
+    def _unit(self, checkpoint: int, branch: int) -> dict[str, Any] | None:
+        found = [u for u in self.units if (u["checkpoint"], u["branch"]) == (checkpoint, branch)]
+        return found[0] if found else None
 
     def with_unit(self, unit: dict[str, Any]) -> "BranchSet":
-        """In order, whichever is done first."""
-        units = sorted([*self.units, unit], key=lambda u: (u["branch"], u["checkpoint"]))
-        return replace(self, units=units)
+        """In order, whichever is done first; beside the arms that this branch has already."""
+        done = self._unit(unit["checkpoint"], unit["branch"])
+        units = [u for u in self.units if u is not done]
+        units.append(both_units(done, unit) if done else unit)
+        return replace(self, units=sorted(units, key=lambda u: (u["branch"], u["checkpoint"])))
 
     def write(self, folder: Path) -> None:
         """Whole, or as it was."""
@@ -70,7 +79,7 @@ class BranchSet:
         """Loss of `b` minus that of `a` by checkpoint, of the branches that neither lost."""
         strata: list[list[float]] = [[] for _ in self.checkpoints]
         for unit in self.units:
-            ours, theirs = unit["losses"][a], unit["losses"][b]
+            ours, theirs = unit["losses"].get(a), unit["losses"].get(b)
             is_wanted = rounds is None or unit["branch"] < rounds
             if is_wanted and ours is not None and theirs is not None:
                 strata[unit["checkpoint"]].append(theirs - ours)
@@ -78,7 +87,7 @@ class BranchSet:
 
     def _shared(self, a: str, b: str) -> list[Part]:
         """What all these gaps have in common: their windows. Of branches that kept their losses."""
-        kept = [unit for unit in self.units if None not in (unit["losses"][a], unit["losses"][b])]
+        kept = [u for u in self.units if None not in (u["losses"].get(a), u["losses"].get(b))]
         if not kept or any(unit.get("windows") != kept[0].get("windows") for unit in kept):
             return []
         windows = kept[0].get("windows")
@@ -118,7 +127,8 @@ class BranchSet:
         lost = self._diverged(a, b)
         verdict = found.verdict if found.why or self._few(gaps) is None else self._few(gaps)
         if lost:
-            verdict = f"{len(lost)} of {len(self.units)} diverged: no verdict"
+            taken = sum(a in unit["losses"] and b in unit["losses"] for unit in self.units)
+            verdict = f"{len(lost)} of {taken} diverged: no verdict"
         return asdict(found) | {
             "verdict": verdict,
             "diverged": len(lost),
@@ -142,7 +152,7 @@ class BranchSet:
             f" {unit['branch']}"
             for unit in self.units
             for label in (a, b)
-            if unit["losses"][label] is None
+            if label in unit["losses"] and unit["losses"][label] is None
         ]
 
     def _like_these(self, gaps: Strata, shared: list[Part]) -> Estimate:
@@ -173,6 +183,20 @@ class BranchSet:
         }  # fmt: skip
 
 
+def both_units(done: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """One branch whose arms came one after another; ValueError if they are no pairs."""
+    for name in done["losses"].keys() & more["losses"].keys():
+        if done["losses"][name] != more["losses"][name]:
+            raise ValueError(
+                f"branch {done['branch']} of checkpoint {done['checkpoint']}: {name} came out as"
+                f" {done['losses'][name]} and as {more['losses'][name]}; same machine and threads?"
+            )
+    if done.get("windows") != more.get("windows"):
+        raise ValueError(f"branch {done['branch']}: validated on other windows than before")
+    merged = {key: done[key] | more[key] for key in ("losses", "window_losses") if key in done}
+    return done | merged | {"seconds": done["seconds"] + more["seconds"]}
+
+
 def read_branches(folder: Path) -> BranchSet | None:
     """What `folder` holds, if it is a folder of branches."""
     path = folder / FILE
@@ -189,6 +213,22 @@ def read_branches(folder: Path) -> BranchSet | None:
         )
     check_distinct(found.checkpoints)
     return found
+
+
+def reread(folder: Path) -> BranchSet:
+    """What `folder`, which holds branches, holds now."""
+    found = read_branches(folder)
+    assert found is not None, folder
+    return found
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within it this process alone changes the branches in `folder`; others wait for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "branches.lock").open("a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_distinct(checkpoints: list[dict[str, Any]]) -> None:

@@ -10,19 +10,21 @@ measure a drift, at these checkpoints and after so many steps, without the chaos
 import argparse
 import shlex
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from lowbit import bf16
-from train.compare.branches import FILE, BranchSet, check_distinct, read_branches
+from train.compare.branch_casts import CastSet, read_casts
+from train.compare.branches import FILE, BranchSet, check_distinct, held, read_branches, reread
 from train.config.strict_yaml import load_yaml
 from train.model.products import check_products
 from train.runs.provenance import code_origin, command_line
 from train.runs.record import has_record
-from train.sweep.request import SweepRequest, read_request
+from train.sweep.request import SweepRequest, Variant, read_request
 from train.sweep.status import duration
 from train.sweep.target import FIRST_STAGE, check_target, second_stage
-from train.sweep.units import Arms, BranchPoint, Unit, Workers
+from train.sweep.units import Arms, BranchPoint, CastUnit, Unit, Workers
 
 
 def run_branches(args: argparse.Namespace) -> int:
@@ -31,7 +33,10 @@ def run_branches(args: argparse.Namespace) -> int:
     variants = tuple(request.variants())
     for point in points:  # what is wrong with an arm is said before anything runs
         Arms.of(point, variants)
-    branches = _resume(request, _describe(points, request, args.horizon))
+    out, labels = request.out, [variant.label for variant in variants]
+    with held(out):
+        branches = _resume(request, _describe(points, request, args.horizon))
+        branches.write(out)
     what = f"branches of {len(points)} checkpoints"
     check_target(args.target_se)
     first = args.branches if args.target_se is None else min(FIRST_STAGE, args.branches)
@@ -39,29 +44,54 @@ def run_branches(args: argparse.Namespace) -> int:
     def run_until(rounds: int) -> None:
         nonlocal branches
         wanted = [
-            Unit(index, point, branch, variants, args.horizon)
+            Unit(index, point, branch, variants, args.horizon, missing)
             for branch in range(rounds)
             for index, point in enumerate(points)
-            if not branches.has(index, branch)
+            if (missing := branches.missing(index, branch, labels))
         ]
-        for unit in workers.results(wanted):
-            branches = branches.with_unit(unit)
-            branches.write(request.out)
-            missing = rounds * len(points) - len(branches.units)
-            left = duration(missing * unit["seconds"] / args.jobs)
-            count = f"{len(branches.units)} of {args.branches * len(points)} {what}"
-            print(f"{count}, {left} left" if missing > 0 else count, flush=True)
+        for done, unit in enumerate(workers.results(wanted), 1):
+            with held(out):  # another call may add other arms meanwhile
+                branches = reread(out).with_unit(unit)
+                branches.write(out)
+            left = duration((len(wanted) - done) * unit["seconds"] / args.jobs)
+            count = f"{done} of {len(wanted)} {what}, {len(unit['losses'])} arms each"
+            print(f"{count}, {left} left" if done < len(wanted) else count, flush=True)
 
     with Workers(args.jobs) as workers:
         run_until(first)
         if args.target_se is not None:
-            branches = replace(branches, first_stage=branches.first_stage or first)
-            branches.write(request.out)
+            with held(out):
+                branches = reread(out)
+                branches = replace(branches, first_stage=branches.first_stage or first)
+                branches.write(out)
             gaps = branches.gaps(branches.first_stage)
             run_until(second_stage(gaps, args.target_se, args.branches, what))
+        if args.casts:
+            _cast(workers, points, request)
     print("\n".join(branches.lines()))
     print(f"`lowbit compare SWEEP {request.out}` shows them beside full runs")
     return 0
+
+
+def _cast(workers: Workers, points: list[BranchPoint], request: SweepRequest) -> None:
+    """The checkpoints' weights under every recipe that they lack; controls have none."""
+    own = [v for v in request.variants() if not v.changes and not _control(v)]
+    found = read_casts(request.out) or CastSet(own[0].recipe_name)
+    wanted = []
+    for index, point in enumerate(points):
+        missing = found.missing(point.digest, [v.recipe_name for v in own])
+        if chosen := tuple(v for v in own if v.recipe_name in missing):
+            wanted.append(CastUnit(index, point, (own[0], *chosen)))
+    for done, unit in enumerate(workers.results(wanted), 1):
+        with held(request.out):
+            found = (read_casts(request.out) or found).with_unit(unit)
+            found.write(request.out)
+        print(f"casts of {done} of {len(wanted)} checkpoints", flush=True)
+
+
+def _control(variant: Variant) -> str | None:
+    found: str | None = load_yaml(variant.recipe.read_text())["model"].get("control")
+    return found
 
 
 def _read(args: argparse.Namespace) -> tuple[list[BranchPoint], SweepRequest]:
@@ -83,11 +113,11 @@ def _read(args: argparse.Namespace) -> tuple[list[BranchPoint], SweepRequest]:
 
 def _describe(points: list[BranchPoint], request: SweepRequest, horizon: int) -> BranchSet:
     variants = request.variants()
-    arms = [
+    arms: list[dict[str, Any]] = [
         {"label": v.label, "recipe": str(v.recipe), "changes": dict(v.changes)} for v in variants
     ]
     for arm, variant in zip(arms, variants, strict=True):
-        arm["control"] = load_yaml(variant.recipe.read_text())["model"].get("control")
+        arm["control"] = _control(variant)
     checkpoints = [
         {"path": str(p.path), "step": p.step, "max_steps": p.max_steps, "digest": p.digest}
         | ({"identity": p.identity} if p.identity else {})
@@ -101,15 +131,19 @@ def _describe(points: list[BranchPoint], request: SweepRequest, horizon: int) ->
 
 
 def _resume(request: SweepRequest, fresh: BranchSet) -> BranchSet:
-    """What is there already, if it is of the same kind."""
+    """What is there already, if it is of the same kind, and the arms that are new."""
     done = read_branches(request.out)
     if done is None:
         return fresh
+    known = {arm["label"]: arm for arm in done.arms}
+    before = replace(done, arms=[known.get(arm["label"], arm) for arm in fresh.arms])
     for name in ("baseline", "horizon", "arms", "checkpoints"):
-        if (before := getattr(done, name)) != (now := getattr(fresh, name)):
+        if (was := getattr(before, name)) != (now := getattr(fresh, name)):
             raise ValueError(
-                f"{request.out} holds other branches: {name} was {before}, now it is {now}; choose"
+                f"{request.out} holds other branches: {name} was {was}, now it is {now}; choose"
                 " another --out"
             )
     check_products(request.out / FILE, done.origin, fresh.origin["bf16_products"])
-    return replace(done, commands=[*dict.fromkeys([*done.commands, *fresh.commands])])
+    new = [arm for arm in fresh.arms if arm["label"] not in known]
+    commands = [*dict.fromkeys([*done.commands, *fresh.commands])]
+    return replace(done, arms=[*done.arms, *new], commands=commands)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
@@ -75,6 +76,35 @@ def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
     }
 
 
+@bf16.everywhere()
+def checkpoint_casts(
+    checkpoint: Path, config: dict[str, Any], sections: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The same for a checkpoint's weights under the recipes of model `sections`: plain data.
+
+    The windows, the documents they begin in, and every window's loss gap and KL, by recipe.
+    """
+    data, windows = config["data"], _validation_windows(config)
+    llama = LlamaConfig(**read_record(checkpoint.parent.parent)["model"])
+    models = _Models(llama, config, sections)
+    models.load(load_state(checkpoint)["state_dict"])
+    ids = spread(min(len(windows), MAX_WINDOWS), len(windows))
+    found = models.differences(windows, ids)
+    eos_id = Manifest.load(Path(data["path"])).eos_id
+    documents = windows.documents(ids, eos_id).tolist()
+    return {
+        "windows": {"ids": ids.tolist(), "documents": documents},
+        "tokens": len(ids) * windows.seq_len,
+        "arithmetic": NAMES[config["trainer"]["precision"]],
+        "values": {name: _rounded(values) for name, values in found.items()},
+    }
+
+
+def _rounded(values: Tensor) -> dict[str, list[float]]:
+    columns = zip(("gap", "kl"), values.T.tolist(), strict=True)
+    return {name: [float(f"{x:.6g}") for x in column] for name, column in columns}
+
+
 class _Models:
     """One set of weights in several models, the baseline's first."""
 
@@ -108,8 +138,8 @@ class _Models:
         perturb(self._moved, self._seed)
 
     @torch.no_grad()
-    def gaps(self, windows: Windows, eos_id: int) -> dict[str, CastGap]:
-        ids = spread(min(len(windows), MAX_WINDOWS), len(windows))
+    def differences(self, windows: Windows, ids: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Each one's loss gap and KL window by window, [windows, 2], and those of FLOOR."""
         found: dict[str, list[Tensor]] = {name: [] for name in (*self._models, FLOOR)}
         for chunk in np.array_split(ids, range(BATCH, len(ids), BATCH)):
             batch = {name: x.to(self._device) for name, x in windows.batch(chunk, 0).items()}
@@ -117,7 +147,11 @@ class _Models:
             for name, model in (*self._models.items(), (FLOOR, self._moved)):
                 own = reference if name == self._own else self._logits(model, batch)
                 found[name].append(_window_differences(reference, own, batch["labels"]))
-        differences = {name: torch.cat(parts) for name, parts in found.items()}
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def gaps(self, windows: Windows, eos_id: int) -> dict[str, CastGap]:
+        ids = spread(min(len(windows), MAX_WINDOWS), len(windows))
+        differences = self.differences(windows, ids)
         floor = float(differences.pop(FLOOR)[:, 1].mean())
         documents = windows.documents(ids, eos_id).tolist()
         tokens, arithmetic = len(ids) * windows.seq_len, NAMES[self._precision]

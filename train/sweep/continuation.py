@@ -37,18 +37,24 @@ class Outcome(NamedTuple):
 
 
 def build_module(config: dict[str, Any], variant: Variant) -> PretrainModule:
-    """The run's own model section under the variant's recipe and changes."""
+    """The run's own model under the variant's recipe and changes."""
+    return read_module(arm_section(config, variant))
+
+
+def arm_section(config: dict[str, Any], variant: Variant) -> dict[str, Any]:
+    """The model section of it."""
     own = load_yaml(variant.recipe.read_text())
     if set(own) != {"model"} or not set(own["model"]) <= {"policy", "control"}:
         raise ValueError(f"{variant.recipe}: a branch can take model.policy and model.control only")
-    model = copy.deepcopy(config["model"]) | {"control": None, "init_from": None} | own["model"]
+    model: dict[str, Any] = copy.deepcopy(config["model"])
+    model |= {"control": None, "init_from": None} | own["model"]
     model["policy"] = spelt_out(model["policy"])
     check_name(read_policy(model["policy"]), model["control"])
     for key, value in variant.changes.items():
         if not key.startswith("model."):
             raise ValueError(f"override {key}: a branch can change keys of model alone")
         put(model, key.removeprefix("model."), value)
-    return read_module(model)
+    return model
 
 
 class Continuation:
@@ -104,6 +110,7 @@ class Continuation:
                 self._step(module, optimizer, step)
         except NonFiniteError:
             return None
+        optimizer.zero_grad()  # gradients of many arms are memory
         return self._validate(module, judge)
 
     def _restore(self, module: PretrainModule) -> torch.optim.Optimizer:

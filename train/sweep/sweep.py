@@ -49,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     branches.add_argument("--branch-from", type=Path, nargs="+", metavar="CHECKPOINT")
     branches.add_argument("--horizon", type=int, metavar="H", help="steps of a branch")
     branches.add_argument("--branches", type=int, metavar="B", help="of each checkpoint, at most")
+    branches.add_argument(
+        "--casts", action="store_true",
+        help="evaluate the checkpoints' weights under every recipe too: loss and KL of the casts",
+    )  # fmt: skip
     parser.add_argument(
         "--target-se", type=float, metavar="X",
         help="run as many seeds (branches) as this standard error of every mean gap takes, as"
@@ -65,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
         from train.sweep.branches import run_branches
 
         return run_branches(args)
-    if args.horizon is not None or args.branches is not None:
-        raise ValueError("--horizon and --branches belong to --branch-from CHECKPOINT")
+    if args.horizon is not None or args.branches is not None or args.casts:
+        raise ValueError("--horizon, --branches and --casts belong to --branch-from CHECKPOINT")
     request = read_request(args)
     plan = request.runs()
     check_sweep_folder(request.out)

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,7 +16,7 @@ from train.checkpoints.folder import step_of, verify_checkpoint
 from train.model.module import PretrainModule
 from train.runs.belonging import refuse_foreign, run_identity
 from train.runs.record import read_config, read_record
-from train.sweep.continuation import Continuation, Outcome, build_module
+from train.sweep.continuation import Continuation, Outcome, arm_section, build_module
 from train.sweep.processes import begin_worker, share_cores
 from train.sweep.request import Variant
 
@@ -62,7 +62,7 @@ def _digest(text: str) -> bytes:
 class Arms:
     """The modules of the variants; the judge computes under the baseline's numerics."""
 
-    _built: ClassVar[dict[tuple[Path, tuple[str, ...]], "Arms"]] = {}  # of this process
+    _built: ClassVar[dict[tuple[Path, tuple[str, ...]], "Arms"]] = {}  # the last ones
 
     def __init__(self, config: dict[str, Any], variants: Sequence[Variant]) -> None:
         self._arms = {variant.label: build_module(config, variant) for variant in variants}
@@ -70,34 +70,41 @@ class Arms:
 
     @classmethod
     def of(cls, point: BranchPoint, variants: Sequence[Variant]) -> "Arms":
-        """Those of the checkpoint's run, built once in a process."""
+        """Those of the checkpoint's run, built once as long as checkpoints are of one run."""
         key = point.path.parent, tuple(map(repr, variants))
         if key not in cls._built:
-            cls._built[key] = cls(point.config, variants)
+            cls._built = {key: cls(point.config, variants)}
         return cls._built[key]
 
-    def outcomes(self, continuation: Continuation) -> dict[str, Outcome | None]:
-        """By label; None where it diverged."""
+    def outcomes(
+        self, continuation: Continuation, labels: Collection[str] | None = None
+    ) -> dict[str, Outcome | None]:
+        """By label, of all or of `labels`; None where it diverged."""
         pairs: list[tuple[str, PretrainModule]] = [*self._arms.items()]
-        return {label: continuation.run(module, self._judge) for label, module in pairs}
+        return {
+            label: continuation.run(module, self._judge)
+            for label, module in pairs
+            if labels is None or label in labels
+        }
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One branch of one checkpoint: all variants over the same batches."""
+    """One branch of one checkpoint: all variants that it lacks, over the same batches."""
 
     checkpoint: int  #: which of those given
     point: BranchPoint
     branch: int
-    variants: tuple[Variant, ...]
+    variants: tuple[Variant, ...]  #: the baseline's first
     horizon: int
+    missing: tuple[str, ...]  #: labels of those that are to be run
 
     @bf16.everywhere()
     def run(self) -> dict[str, Any]:
         """What branches.json holds of it."""
         began, seed = time.perf_counter(), self.point.seed(self.branch)
         continuation = Continuation(self.point.path, self.point.config, seed, self.horizon)
-        found = Arms.of(self.point, self.variants).outcomes(continuation)
+        found = Arms.of(self.point, self.variants).outcomes(continuation, self.missing)
         return {
             "checkpoint": self.checkpoint, "branch": self.branch, "seed": seed,
             "validation_windows": len(continuation.windows["ids"]),
@@ -109,6 +116,23 @@ class Unit:
             },
             "seconds": time.perf_counter() - began,
         }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CastUnit:
+    """The weights of one checkpoint, evaluated under all variants that it lacks."""
+
+    checkpoint: int
+    point: BranchPoint
+    variants: tuple[Variant, ...]
+
+    def run(self) -> dict[str, Any]:
+        """What casts.json holds of it."""
+        from train.sweep.casts import checkpoint_casts
+
+        sections = [arm_section(self.point.config, variant) for variant in self.variants]
+        found = checkpoint_casts(self.point.path, self.point.config, sections)
+        return {"checkpoint": self.checkpoint, "digest": self.point.digest} | found
 
 
 class Workers:
@@ -131,7 +155,7 @@ class Workers:
                 process.terminate()
             self._pool.shutdown(cancel_futures=True)
 
-    def results(self, units: Iterable[Unit]) -> Iterator[dict[str, Any]]:
+    def results(self, units: Iterable["Unit | CastUnit"]) -> Iterator[dict[str, Any]]:
         """Of all units, each when it is done."""
         if self._pool is None:
             yield from (unit.run() for unit in units)
