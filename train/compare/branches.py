@@ -227,7 +227,7 @@ def held(folder: Path) -> Iterator[None]:
     """Within it this process alone changes the branches in `folder`; others wait for it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "branches.lock").open("a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -45,8 +45,8 @@ def run_branches(args: argparse.Namespace) -> int:
         nonlocal branches
         wanted = [
             Unit(index, point, branch, variants, args.horizon, missing)
-            for branch in range(rounds)
             for index, point in enumerate(points)
+            for branch in range(rounds)
             if (missing := branches.missing(index, branch, labels))
         ]
         for done, unit in enumerate(workers.results(wanted), 1):
@@ -131,12 +131,14 @@ def _describe(points: list[BranchPoint], request: SweepRequest, horizon: int) ->
 
 
 def _resume(request: SweepRequest, fresh: BranchSet) -> BranchSet:
-    """What is there already, if it is of the same kind, and the arms that are new."""
+    """What is there already, if it is of the same kind, and arms and checkpoints that are new."""
     done = read_branches(request.out)
     if done is None:
         return fresh
     known = {arm["label"]: arm for arm in done.arms}
-    before = replace(done, arms=[known.get(arm["label"], arm) for arm in fresh.arms])
+    arms = [known.get(arm["label"], arm) for arm in fresh.arms]
+    more = fresh.checkpoints[len(done.checkpoints) :]
+    before = replace(done, arms=arms, checkpoints=[*done.checkpoints, *more])
     for name in ("baseline", "horizon", "arms", "checkpoints"):
         if (was := getattr(before, name)) != (now := getattr(fresh, name)):
             raise ValueError(
@@ -146,4 +148,4 @@ def _resume(request: SweepRequest, fresh: BranchSet) -> BranchSet:
     check_products(request.out / FILE, done.origin, fresh.origin["bf16_products"])
     new = [arm for arm in fresh.arms if arm["label"] not in known]
     commands = [*dict.fromkeys([*done.commands, *fresh.commands])]
-    return replace(done, arms=[*done.arms, *new], commands=commands)
+    return replace(before, arms=[*done.arms, *new], commands=commands)
