@@ -8,6 +8,7 @@ from train.output.tables import aligned
 WIDTH = 100
 COLUMNS = ("recipe", "gap", "s.e.", "95 %: these checkpoints", "95 %: like these", "units",
            "diverged", "verdict")  # fmt: skip
+CAST_COLUMNS = {"gap": "+.5f", "kl": ".2e"}
 
 
 def branch_lines(document: dict[str, Any]) -> list[str]:
@@ -27,7 +28,30 @@ def branch_lines(document: dict[str, Any]) -> list[str]:
         *listed,
         "",
         *aligned([("gap ± s.e. (branches)", *steps), *own], left=(0,)),
+        *_cast_lines(document.get("casts", [])),
     ]
+
+
+def _cast_lines(casts: list[dict[str, Any]]) -> list[str]:
+    """The checkpoints' own weights under every recipe: loss gap and KL to the baseline."""
+    if not casts:
+        return []
+    rows = [
+        (row["recipe"], *(_with_error(row[name], form) for name, form in CAST_COLUMNS.items()))
+        for row in casts
+    ]
+    about = (
+        f"Casts: the checkpoints' weights evaluated under each recipe on {casts[0]['windows']}"
+        f" windows, means over {casts[0]['checkpoints']} checkpoints; s.e. over {casts[0]['by']};"
+        " KL(baseline || cast) of FP32 logits, nats per token."
+    )
+    head = ("recipe", "cast gap ± s.e.", "KL ± s.e.")
+    return ["", *textwrap.wrap(about, WIDTH), "", *aligned([head, *rows], left=(0,))]
+
+
+def _with_error(found: dict[str, Any], form: str) -> str:
+    error = found["standard_error"]
+    return f"{found['mean']:{form}}" + ("" if error is None else f" ± {error:{form[-3:]}}")
 
 
 def _name(row: dict[str, Any]) -> str:

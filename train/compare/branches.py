@@ -1,18 +1,17 @@
 """branches.json: the losses of all branches, and what follows from them."""
 
-import fcntl
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.durable import write_durably
+from train.compare.branch_casts import read_casts
 from train.compare.branch_table import branch_lines
+from train.compare.verdicts import chosen_pairs
 from train.runs.belonging import foreign
 from train.runs.identity import Identity
 from train.stats.intervals import MIN_UNITS, Estimate, Part
@@ -116,9 +115,14 @@ class BranchSet:
             for label in self._others
         ]
 
-    def pairs(self) -> list[dict[str, Any]]:
-        """Arm `b` against arm `a`, neither the baseline."""
-        return [{"a": a, "b": b} | self._row(a, b) for a, b in combinations(self._others, 2)]
+    def pairs(self, planned: Sequence[tuple[str, str]] | None = None) -> list[dict[str, Any]]:
+        """Arm `b` against arm `a`, neither the baseline: all, or those planned, each (b, a)."""
+        labels = [self.baseline, *self._others]
+        return [
+            {"a": a, "b": b} | self._row(a, b)
+            for a, b in chosen_pairs(labels, self.baseline, planned)
+            if self.baseline not in (a, b)
+        ]
 
     def _row(self, a: str, b: str) -> dict[str, Any]:
         gaps, shared = self._gaps(a, b), self._shared(a, b)
@@ -173,13 +177,16 @@ class BranchSet:
         """For a person."""
         return branch_lines(self.document(Path()))
 
-    def document(self, path: Path) -> dict[str, Any]:
+    def document(
+        self, path: Path, planned: Sequence[tuple[str, str]] | None = None
+    ) -> dict[str, Any]:
         """What compare.json holds of it: plain data."""
+        casts = read_casts(path)
         return {
             "path": str(path), "baseline": self.baseline, "horizon": self.horizon,
             "scope": self.scope, "seconds": self.seconds, "checkpoints": self.checkpoints,
-            "rows": self.rows(), "pairs": self.pairs(), "first_stage": self.first_stage,
-            "commands": self.commands,
+            "rows": self.rows(), "pairs": self.pairs(planned), "first_stage": self.first_stage,
+            "commands": self.commands, "casts": casts.rows() if casts else [],
         }  # fmt: skip
 
 
@@ -220,15 +227,6 @@ def reread(folder: Path) -> BranchSet:
     found = read_branches(folder)
     assert found is not None, folder
     return found
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Within it this process alone changes the branches in `folder`; others wait for it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "branches.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def check_distinct(checkpoints: list[dict[str, Any]]) -> None:

@@ -6,18 +6,16 @@ import math
 import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from train.compare.branches import find_branches, read_branches
+from train.compare.branches import BranchSet, find_branches, read_branches
 from train.compare.copies import check_copies
 from train.compare.dynamics import behaviour, common_target
-from train.compare.gaps import RULE, Pair, compare_pair, matched
+from train.compare.gaps import RULE, compare_pair
 from train.compare.gates import TIMES, over_bound, unequal
 from train.compare.golden import export_curves, import_curves
+from train.compare.notes import notes
 from train.compare.pairing import (
     FIELDS,
     allowed_field,
@@ -27,25 +25,14 @@ from train.compare.pairing import (
     recipe_lines,
 )
 from train.compare.resolved import cast_orders
+from train.compare.rows import cast_gaps, recipe_row, run_row
 from train.compare.stopping import read_stopping
 from train.compare.table import terminal
-from train.compare.verdicts import judge
-from train.runs.casts import CastGap, read_cast_gaps
+from train.compare.verdicts import chosen_pairs, judge, planned_pair
 from train.runs.folders import check_results_folder
-from train.runs.metrics import perplexity
 from train.runs.record import has_record
 from train.runs.run import SMOOTHING, Run, read_runs
 from train.stats.intervals import MIN_UNITS
-
-CHAOS = (
-    "Two BF16 runs whose initial weights differ by 1e-6 drift apart by many times the effect of the"
-    " formats: by 0.03 in final loss a seed on the quickstart's model, against 0.001 published for"
-    " a format. No ordering follows from single runs."
-)
-CAST = (
-    "cast gap: val loss of the baseline's final weights evaluated under the recipe, minus that"
-    " without it; no training noise, and no effect of training either; s.e. over"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--equivalent-within", type=float, metavar="X",
         help="say which gaps lie within X either way, by two one-sided 5 %% tests",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pairs", action="extend", nargs="+", type=planned_pair, metavar="A:B",
+        help="judge A against B, labels of recipes, and no other pair but those with the baseline:"
+        " the questions asked in advance (default: all pairs)",
     )  # fmt: skip
     parser.add_argument(
         "--assert-equal", action="store_true",
@@ -104,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     check_copies(runs)
     for path, found in branches:
         found.check_belongs(path, [one.identity for one in runs])
-    result = compare(runs, allowed, [found.document(path) for path, found in branches], margin)
+    check_planned(args.pairs, runs, [found for _, found in branches])
+    documents = [found.document(path, args.pairs) for path, found in branches]
+    result = compare(runs, allowed, documents, margin, args.pairs)
     if (args.assert_equal or args.max_gap is not None) and not result["pairs"]:
         raise ValueError(f"a bound needs a recipe beside the baseline {result['baseline']}")
     result["command"] = _command(args)
@@ -134,7 +128,10 @@ def run(args: argparse.Namespace) -> int:
 def _command(args: argparse.Namespace) -> str:
     """What made this report."""
     parts = [*args.runs]
-    for flag, value in (("--import", args.import_), ("--allow", args.allow), ("--out", args.out)):
+    flags = {"--import": args.import_, "--allow": args.allow, "--out": args.out}
+    flags |= {"--pairs": args.pairs and [":".join(pair) for pair in args.pairs]}
+    flags |= {"--equivalent-within": args.equivalent_within}
+    for flag, value in flags.items():
         parts += [flag, *(value if isinstance(value, list) else [value])] if value else []
     return shlex.join(["lowbit", "compare", *map(str, parts)])
 
@@ -144,24 +141,27 @@ def compare(
     allowed: Collection[str] = (),
     branches: Sequence[dict[str, Any]] = (),
     margin: float | None = None,
+    planned: Sequence[tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
     """All numbers of the comparison as plain data; the baseline is the first run's label.
 
-    `branches`: documents of theirs; `margin`: within which gaps are called equivalent.
+    `branches`: documents of theirs; `margin`: within which gaps are called equivalent; `planned`:
+    the pairs to be judged beside those with the baseline, each (b, a); None: all.
     """
     groups: dict[str, dict[int, Run]] = {}
     for one in runs:
         groups.setdefault(one.label, {})[one.seed] = one
     baseline = groups[runs[0].label]
     stale: list[str] = []
-    casts = {seed: _cast_gaps(one, runs, stale) for seed, one in baseline.items()}
+    casts = {seed: cast_gaps(one, runs, stale) for seed, one in baseline.items()}
     target = common_target(runs)
     rows = [
-        _row(one, baseline.get(one.seed), casts.get(one.seed, {})) | behaviour(one, target)
+        run_row(one, baseline.get(one.seed), casts.get(one.seed, {})) | behaviour(one, target)
         for one in runs
     ]
     first = _first_stage(runs)
-    both = list(combinations(groups.values(), 2))
+    labels = chosen_pairs([*groups], runs[0].label, planned)
+    both = [(groups[a], groups[b]) for a, b in labels]
     pairs = [compare_pair(a, b, first) for a, b in both]
     contrasts = [contrast(a, b).plain() for a, b in both]
     result = {
@@ -172,121 +172,28 @@ def compare(
         "rule": RULE,
         "allowed": list(allowed),
         "runs": rows,
-        "recipes": [_recipe(group) for group in groups.values()],
+        "recipes": [recipe_row(group) for group in groups.values()],
         "pairs": [asdict(p) | c for p, c in zip(pairs, contrasts, strict=True)],
         "branches": [*branches],
+        "planned": planned,
     }
     judge(result, margin)
     own = [*cast_orders(rows), *recipe_lines(result), *circumstances(runs), *stale]
-    return result | {"notes": [*own, *_notes(result, runs, baseline, pairs, casts)]}
+    return result | {"notes": [*own, *notes(result, runs, baseline, pairs, casts)]}
+
+
+def check_planned(
+    planned: Sequence[tuple[str, str]] | None, runs: list[Run], branches: Sequence[BranchSet]
+) -> None:
+    """ValueError for a pair of which there are neither runs nor branches."""
+    places = [{one.label for one in runs}, *({a["label"] for a in b.arms} for b in branches)]
+    for pair in planned or ():
+        if not any({*pair} <= labels for labels in places):
+            known = sorted(set().union(*places))
+            raise ValueError(f"--pairs {':'.join(pair)}: expected two of {', '.join(known)}")
 
 
 def _first_stage(runs: list[Run]) -> tuple[int, ...]:
     """Of the sweep that all these runs are of, if their number was chosen by their spread."""
     found = {read_stopping(folder) for folder in {run.path.parent for run in runs}} - {None}
     return max((one.first for one in found if one), key=len, default=())
-
-
-def _cast_gaps(base: Run, runs: list[Run], stale: list[str]) -> dict[str, CastGap]:
-    """By recipe name, without the names that stand for several tables here (overridden recipes).
-
-    One that is of other weights or of another recipe is left out, and `stale` says so.
-    """
-    arms = {one.recipe: one for one in runs if one.seed == base.seed and not one.control}
-    tables = {(run.recipe, json.dumps(run.info.get("recipe_table"))) for run in runs}
-    names = [name for name, _ in tables]
-    found = {}
-    for name, gap in read_cast_gaps(base.path).items():
-        if names.count(name) > 1:
-            continue
-        if name in arms and (why := gap.stale(base.identity, arms[name].identity)):
-            stale.append(f"{base.path}/cast_gap.json: {name}'s is {why}; the sweep makes it anew.")
-        else:
-            found[name] = gap
-    return found
-
-
-def _row(one: Run, base: Run | None, casts: dict[str, CastGap]) -> dict[str, Any]:
-    _, train = one.train_curve
-    row: dict[str, Any] = {
-        "label": one.label, "seed": one.seed, "recipe": one.recipe, "status": one.status,
-        "identity": one.identity.hash, "control": one.control, "path": str(one.path),
-        "steps": len(one.metrics["step"]),
-        "tokens": one.tokens, "val_loss": (val := one.last_validation),
-        "perplexity": None if val is None else perplexity(val),
-        "train_loss": float(train[-1]) if len(train) else None,
-    }  # fmt: skip
-    cast = casts.get(one.recipe)
-    return row | _gaps_of(one, base) | {
-        "cast_gap": asdict(cast) if cast else None,
-        "tokens_per_second": one.tokens_per_second,
-        "nonfinite_steps": len(one.metrics["step"]) - len(train),
-    }  # fmt: skip
-
-
-def _gaps_of(one: Run, base: Run | None) -> dict[str, Any]:
-    """The last gap to the baseline run, unless one of the two stopped early, and the largest."""
-    names = ("gap", "gap_relative", "gap_tokens", "max_gap", "max_gap_tokens")
-    if base is None or base is one or not len((curve := matched(base.val_curve, one.val_curve))[0]):
-        return dict.fromkeys(names)
-    tokens, gap = curve
-    largest = int(np.argmax(np.abs(gap)))
-    last: tuple[Any, ...] = (None, None, None)
-    if not {base.status, one.status} & {"diverged", "failed"}:
-        loss = base.val_curve[1][base.val_curve[0] == tokens[-1]][0]
-        last = float(gap[-1]), float(gap[-1] / loss), int(tokens[-1])
-    return dict(zip(names, (*last, float(gap[largest]), int(tokens[largest])), strict=True))
-
-
-def _recipe(group: dict[int, Run]) -> dict[str, Any]:
-    ended = [one for one in group.values() if one.status not in ("failed", "diverged")]
-    finals = [one.val_curve[1][-1] for one in ended if len(one.val_curve[1])]
-    return {
-        "label": next(iter(group.values())).label,
-        "seeds": list(group),
-        "mean_val_loss": float(np.mean(finals)) if finals else None,
-        "seed_spread": float(np.std(finals, ddof=1)) if len(finals) > 1 else None,
-    }
-
-
-def _notes(
-    result: dict[str, Any],
-    runs: list[Run],
-    baseline: dict[int, Run],
-    pairs: list[Pair],
-    casts: dict[int, dict[str, CastGap]],
-) -> list[str]:
-    judged = result["judged"]
-    few = any(len(pair.seeds) < MIN_UNITS and "diverged" not in pair.verdict for pair in pairs)
-    notes = [CHAOS] if few else []
-    if judged["pairs"] > 1:
-        notes.append(
-            f"Verdicts hold together: {judged['against the baseline']} rows against the baseline"
-            f" (runs and branches), in 5 % of cases one false; all {judged['pairs']} pairs by Holm,"
-            " likewise. Each 95 % interval is one on its own."
-        )
-    stages = [pair.first_stage for pair in pairs if pair.first_stage]
-    if stages:
-        notes.append(
-            f"The number of seeds was chosen by the spread of the first {len(stages[0])} (Stein):"
-            " intervals keep that spread and its degrees of freedom."
-        )
-    if not any(one.control for one in runs) and pairs:
-        notes.append(
-            "No control among these runs: BF16 with its initial weights perturbed by 1e-6 would"
-            " show what the same rule makes of chaos alone."
-        )
-    lone = [f"{one.label} seed {one.seed}" for one in runs if one.seed not in baseline]
-    if lone:
-        notes.append(f"Without a baseline run of their seed, hence in no gap: {', '.join(lone)}.")
-    bad = [f"{one.label} seed {one.seed}" for one in runs if one.status == "failed"]
-    if bad:
-        notes.append(f"Failed, shown but in no mean: {', '.join(bad)}.")
-    if pairs and any(casts.values()):
-        units = dict.fromkeys(gap.units for found in casts.values() for gap in found.values())
-        notes.append(f"{CAST[0].upper()}{CAST[1:]} {', '.join(units)}.")
-    elif pairs:
-        notes.append(
-            "No cast gap: `lowbit sweep` leaves it as cast_gap.json in the baseline's run folder."
-        )
-    return notes

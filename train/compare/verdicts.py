@@ -4,7 +4,9 @@ Two families of tests, each false in at most 5 %: rows against the baseline, ful
 alike, by intervals that hold together; and all pairs, by Holm's p-values.
 """
 
-from collections.abc import Iterable
+from argparse import ArgumentTypeError
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Any
 
 from train.stats.intervals import CONFIDENCE, Estimate, t_quantile, verdict_of
@@ -12,6 +14,24 @@ from train.stats.power import detectable, equivalence_power, equivalent
 from train.stats.several import dunnett_quantile, holm, sidak_quantile
 
 Row = dict[str, Any]
+
+
+def planned_pair(text: str) -> tuple[str, str]:
+    """`A:B` of the command line: A against B."""
+    names = text.split(":")
+    if len(names) != 2 or not all(names) or names[0] == names[1]:
+        raise ArgumentTypeError(f"{text!r}, expected A:B, the labels of two recipes")
+    return names[0], names[1]
+
+
+def chosen_pairs(
+    labels: Sequence[str], baseline: str, planned: Sequence[tuple[str, str]] | None
+) -> list[tuple[str, str]]:
+    """(a, b) for every row: b against a. All, or those with the baseline and the planned ones."""
+    if planned is None:
+        return list(combinations(labels, 2))
+    own = [(a, b) for b, a in planned if a in labels and b in labels and a != baseline]
+    return [*((baseline, label) for label in labels if label != baseline), *own]
 
 
 def judge(result: dict[str, Any], margin: float | None = None) -> None:

@@ -5,6 +5,8 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -72,3 +74,12 @@ def holder(folder: Path) -> str | None:
         flock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, flock))[0]
         return None if kind == fcntl.F_UNLCK else file.read().decode().strip()
+
+
+@contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Within it no other process or thread is within it for the same file: they wait."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

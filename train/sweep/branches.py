@@ -16,15 +16,18 @@ import torch
 
 from lowbit import bf16
 from train.compare.branch_casts import CastSet, read_casts
-from train.compare.branches import FILE, BranchSet, check_distinct, held, read_branches, reread
+from train.compare.branches import FILE, BranchSet, check_distinct, read_branches, reread
 from train.config.strict_yaml import load_yaml
 from train.model.products import check_products
+from train.runs.lock import held
 from train.runs.provenance import code_origin, command_line
 from train.runs.record import has_record
 from train.sweep.request import SweepRequest, Variant, read_request
 from train.sweep.status import duration
 from train.sweep.target import FIRST_STAGE, check_target, second_stage
 from train.sweep.units import Arms, BranchPoint, CastUnit, Unit, Workers
+
+LOCK = "lock"  # of a folder of branches, for the moments in which a file of it changes
 
 
 def run_branches(args: argparse.Namespace) -> int:
@@ -34,7 +37,7 @@ def run_branches(args: argparse.Namespace) -> int:
     for point in points:  # what is wrong with an arm is said before anything runs
         Arms.of(point, variants)
     out, labels = request.out, [variant.label for variant in variants]
-    with held(out):
+    with held(out / LOCK):
         branches = _resume(request, _describe(points, request, args.horizon))
         branches.write(out)
     what = f"branches of {len(points)} checkpoints"
@@ -50,7 +53,7 @@ def run_branches(args: argparse.Namespace) -> int:
             if (missing := branches.missing(index, branch, labels))
         ]
         for done, unit in enumerate(workers.results(wanted), 1):
-            with held(out):  # another call may add other arms meanwhile
+            with held(out / LOCK):  # another call may add other arms meanwhile
                 branches = reread(out).with_unit(unit)
                 branches.write(out)
             left = duration((len(wanted) - done) * unit["seconds"] / args.jobs)
@@ -60,7 +63,7 @@ def run_branches(args: argparse.Namespace) -> int:
     with Workers(args.jobs) as workers:
         run_until(first)
         if args.target_se is not None:
-            with held(out):
+            with held(out / LOCK):
                 branches = reread(out)
                 branches = replace(branches, first_stage=branches.first_stage or first)
                 branches.write(out)
@@ -83,7 +86,7 @@ def _cast(workers: Workers, points: list[BranchPoint], request: SweepRequest) ->
         if chosen := tuple(v for v in own if v.recipe_name in missing):
             wanted.append(CastUnit(index, point, (own[0], *chosen)))
     for done, unit in enumerate(workers.results(wanted), 1):
-        with held(request.out):
+        with held(request.out / LOCK):
             found = (read_casts(request.out) or found).with_unit(unit)
             found.write(request.out)
         print(f"casts of {done} of {len(wanted)} checkpoints", flush=True)

@@ -9,8 +9,9 @@ import pytest
 
 from train.cli import main
 from train.compare.branch_casts import FLOOR, CastSet, read_casts
-from train.compare.branches import BranchSet, held, read_branches, reread
+from train.compare.branches import BranchSet, read_branches, reread
 from train.runs.casts import CastGap
+from train.runs.lock import held
 from train.stats.serial import window_mean
 from train.sweep.casts import cast_gaps
 
@@ -83,7 +84,7 @@ def test_two_calls_at_once_lose_nothing(tmp_path: Path) -> None:
 
     def add(name: str) -> None:
         for number in range(20):
-            with held(tmp_path):
+            with held(tmp_path / "lock"):
                 unit = plain(a=2.0, **{name: 1.0}) | {"branch": number}
                 reread(tmp_path).with_unit(unit).write(tmp_path)
 
