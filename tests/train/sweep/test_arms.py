@@ -125,6 +125,7 @@ def cast_gaps_at(run: Path, recipes: Path, folder: Path, step: int) -> dict[str,
         policy = json.dumps({"name": name, "recipe": name})
         (folder / name / "config.yaml").write_text(with_policy(config, policy))
         record = json.loads((run / "run.json").read_text())
+        del record["identity"]  # it is that of this record and config
         (folder / name / "run.json").write_text(json.dumps(record | {"recipe": name}))
         runs.append(folder / name)
     gaps: dict[str, CastGap] = cast_gaps(run, runs)
