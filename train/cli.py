@@ -19,6 +19,7 @@ VERBS = {
     "formats": "the table of block formats",
     "analyze": "QSNR and crest factors of a model's operands",
     "eval": "perplexity and KL of a trained model cast into formats",
+    "export": "a quantized model as files that other engines load",
     "theory": "QSNR against crest factor, in theory and on random numbers",
     "reproduce": "the study's published results against measured ones",
 }
@@ -30,6 +31,7 @@ MODULES = {
     "formats": "train.analysis.formats_table",
     "analyze": "train.analysis.analyze",
     "eval": "train.analysis.evaluate",
+    "export": "train.export.export",
     "theory": "train.analysis.theory",
     "reproduce": "train.reproduce.reproduce",
 }

@@ -19,7 +19,7 @@ EXPORTED = re.compile(
 
 def check_run_folder(folder: Path) -> None:
     """Raise FileExistsError unless `folder` is new, empty or a run's, with an hf/ of ours."""
-    if _is_free(folder):
+    if is_free(folder):
         return
     if not _is_run(folder):
         raise FileExistsError(f"{_held(folder)}, expected a new or empty folder or a run")
@@ -30,19 +30,20 @@ def check_run_folder(folder: Path) -> None:
 
 def check_results_folder(folder: Path) -> None:
     """Raise FileExistsError unless `folder` is new, empty, or holds results of ours."""
-    if not _is_free(folder) and not any((folder / name).is_file() for name in RESULTS):
+    if not is_free(folder) and not any((folder / name).is_file() for name in RESULTS):
         raise FileExistsError(f"{_held(folder)}, expected a new or empty folder or results of ours")
 
 
 def check_sweep_folder(folder: Path) -> None:
     """Raise FileExistsError unless `folder` is new, empty, or holds runs or branches."""
-    if _is_free(folder) or (folder / "branches.json").is_file():
+    if is_free(folder) or (folder / "branches.json").is_file():
         return
     if not any(_is_run(each) for each in folder.iterdir() if each.is_dir()):
         raise FileExistsError(f"{_held(folder)}, expected a new or empty folder or a sweep")
 
 
-def _is_free(folder: Path) -> bool:
+def is_free(folder: Path) -> bool:
+    """Whether it is new or empty; FileExistsError for a file."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, expected a folder")
     return not folder.exists() or not any(folder.iterdir())

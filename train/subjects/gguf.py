@@ -110,7 +110,9 @@ _TYPES = {0: ("F32", 4, 1), 1: ("F16", 2, 1), 30: ("BF16", 2, 1)} | {
     2: ("Q4_0", 18, 32),
     3: ("Q4_1", 20, 32),
     8: ("Q8_0", 34, 32),
+    39: ("MXFP4", 17, 32),
 }
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 
 def _decoded(kind: int, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -120,11 +122,17 @@ def _decoded(kind: int, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
         return raw.view(np.float32 if name == "F32" else np.float16).astype(np.float32)
     if name == "BF16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    codes = raw[:, -16:]
+    nibbles = np.concatenate([codes & 15, codes >> 4], 1)
+    if name == "MXFP4":
+        scaled: NDArray[np.float32] = np.ldexp(
+            np.concatenate([_E2M1, -_E2M1])[nibbles], raw[:, :1].astype(np.int32) - 127
+        )
+        return scaled
     scale = np.ascontiguousarray(raw[:, :2]).view(np.float16).astype(np.float32)
     if name == "Q8_0":
         return scale * raw[:, 2:].view(np.int8)
-    codes = raw[:, -16:]
-    both = np.concatenate([codes & 15, codes >> 4], 1).astype(np.float32)
+    both = nibbles.astype(np.float32)
     if name == "Q4_0":
         return scale * (both - 8)
     return scale * both + np.ascontiguousarray(raw[:, 2:4]).view(np.float16).astype(np.float32)
@@ -171,7 +179,7 @@ def _config(file: GGUF) -> LlamaConfig:
         raise ValueError(f"{file.source}: scaled rotary embeddings cannot be read")
     theta = float(get("llama.rope.freq_base", 10000.0))
     return LlamaConfig(
-        vocab_size=len(file.metadata["tokenizer.ggml.tokens"]),
+        vocab_size=len(get("tokenizer.ggml.tokens", ())) or get("llama.vocab_size"),
         hidden_size=get("llama.embedding_length"),
         intermediate_size=get("llama.feed_forward_length"),
         num_hidden_layers=get("llama.block_count"),

@@ -1,0 +1,1 @@
+"""Quantized models as files that other people's engines load."""
