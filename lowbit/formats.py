@@ -1,156 +1,20 @@
 """What a block format is, elements that share a scale, and every named one as a literal."""
 
 import math
-from dataclasses import dataclass, replace
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-
-class ScaleFormat(Enum):
-    """How a block's scale is stored."""
-
-    E8M0 = "e8m0"  #: a power of two, 2^-127 .. 2^127 (OCP MX)
-    E4M3 = "e4m3"  #: FP8, under one FP32 scale for the whole tensor (NV formats)
-    BF16 = "bf16"
-    FP32 = "fp32"
-
-    @property
-    def bits(self) -> int:
-        """Of one code."""
-        return {"bf16": 16, "fp32": 32}.get(self.value, 8)
-
-    @property
-    def significant_bits(self) -> int:
-        """Of the mantissa with its leading one; none for a power of two, which only shifts."""
-        return {"e8m0": 0, "e4m3": 4, "bf16": 8, "fp32": 24}[self.value]
-
-
-class ScaleRule(Enum):
-    """Which power of two an E8M0 scale takes, for a block maximum `amax`; torchao's names."""
-
-    RCEIL = "rceil"  #: ceil(log2(amax / max)): nothing clips (INT-v-FP study, NVIDIA 2506.08027)
-    FLOOR = "floor"  #: floor(log2 amax) - emax (OCP MX v1.0 section 6.3, microxcaling): may clip
-    CEIL = "ceil"  #: ceil(log2 amax) - emax: nothing clips
-    EVEN = "even"  #: floor, after rounding amax to the element's mantissa width
-
-
-class Rounding(Enum):
-    """How a scaled value becomes an element."""
-
-    NEAREST = "nearest"  #: to the nearest, ties to even
-    HALF_AWAY = "half_away"  #: to the nearest, ties away from zero (microxcaling's default)
-    STOCHASTIC = "stochastic"  #: up with the probability of the remainder: unbiased
-
-
-class Arithmetic(Enum):
-    """The precision in which scale and quotient are computed."""
-
-    FP32 = "fp32"  #: with exact exponents
-    BF16 = "bf16"  #: rounded to BF16 after every operation, log2 included, as the study's code does
-
-
-@dataclass(frozen=True)
-class IntFormat:
-    """Integers of `bits` bits; codes -(2^(bits-1)-1) .. 2^(bits-1)-1.
-
-    >>> IntFormat(8).min, IntFormat(8, symmetric=False).min
-    (-127, -128)
-    """
-
-    bits: int
-    symmetric: bool = True  #: False admits -2^(bits-1): for ablations
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"IntFormat bits={self.bits} is not in 2..8")
-
-    @property
-    def max(self) -> int:
-        """The largest value."""
-        return int(2 ** (self.bits - 1) - 1)
-
-    @property
-    def min(self) -> int:
-        """The smallest value."""
-        return -self.max - (not self.symmetric)
-
-    @property
-    def mantissa_bits(self) -> int:
-        """Bits below the leading one of the largest code: 6 of INT8's 1.111111."""
-        return self.bits - 2
-
-    @property
-    def smallest(self) -> int:
-        """The least positive value."""
-        return 1
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """All values, ascending."""
-        return tuple(float(code) for code in range(self.min, self.max + 1))
-
-
-@dataclass(frozen=True)
-class FloatFormat:
-    """Small floats with subnormals: sign, `exponent_bits`, `mantissa_bits`; no infinities are used.
-
-    >>> FloatFormat(2, 1, max=6.0).values[8:]
-    (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-    """
-
-    exponent_bits: int
-    mantissa_bits: int
-    max: float  #: given, not derived: E4M3 spends all but one code of its top binade on numbers
-
-    def __post_init__(self) -> None:
-        if self.values[-1] != self.max:
-            raise ValueError(f"max={self.max} is not a value of {self.bits}-bit floats like this")
-
-    @property
-    def bits(self) -> int:
-        """Of one code."""
-        return 1 + self.exponent_bits + self.mantissa_bits
-
-    @property
-    def min(self) -> float:
-        """The smallest value."""
-        return -self.max
-
-    @property
-    def bias(self) -> int:
-        """Of the exponent field."""
-        return int(2 ** (self.exponent_bits - 1) - 1)
-
-    @property
-    def min_exponent(self) -> int:
-        """Exponent of the smallest normal value, and of all subnormals."""
-        return 1 - self.bias
-
-    @property
-    def smallest(self) -> float:
-        """The least positive (subnormal) value."""
-        return float(2.0 ** (self.min_exponent - self.mantissa_bits))
-
-    @property
-    def has_nan(self) -> bool:
-        """Whether a code means NaN; OCP's 6- and 4-bit floats have none."""
-        return self.bits == 8
-
-    def decode(self, code: int) -> float:
-        """The value of the bits sign, exponent, mantissa; past `max` NaN or E5M2's infinity."""
-        exponent, mantissa = divmod(code % 2 ** (self.bits - 1), 2**self.mantissa_bits)
-        units = mantissa + (2**self.mantissa_bits if exponent else 0)
-        value = math.ldexp(units * self.smallest, max(exponent - 1, 0))
-        if value > self.max:
-            value = math.nan if mantissa else math.inf
-        return -value if code >> self.bits - 1 else value
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """All finite values, -0.0 and the negative ones (by magnitude) first, then 0.0 and up."""
-        half = 2 ** (self.bits - 1)
-        codes = [*range(half, 2 * half), *range(half)]
-        return tuple(value for value in map(self.decode, codes) if math.isfinite(value))
+from lowbit.kinds import notation
+from lowbit.kinds.elements import FloatFormat as FloatFormat
+from lowbit.kinds.elements import IntFormat as IntFormat
+from lowbit.kinds.elements import ScaleFormat as ScaleFormat
+from lowbit.kinds.rules import AnyRule, rules_of
+from lowbit.kinds.rules import Arithmetic as Arithmetic
+from lowbit.kinds.rules import OuterScale as OuterScale
+from lowbit.kinds.rules import Rounding as Rounding
+from lowbit.kinds.rules import ScaleRounding as ScaleRounding
+from lowbit.kinds.rules import ScaleRule as ScaleRule
 
 
 @dataclass(frozen=True)
@@ -164,28 +28,70 @@ class BlockFormat:
     mxint8(scale_rule=floor)
     """
 
-    name: str  #: of the named format it started from
+    name: str  #: of the named format it started from, or its own
     element: IntFormat | FloatFormat
     scale: ScaleFormat = ScaleFormat.E8M0
     block_size: int | tuple[int, int] = 32  #: values, -1 for the whole axis; (rows, columns) in 2-D
-    scale_rule: ScaleRule | None = ScaleRule.RCEIL  #: for E8M0 scales, and for them alone
+    scale_rule: AnyRule | None = ScaleRule.RCEIL  #: None is NEAREST, for all but E8M0 scales
     rounding: Rounding = Rounding.NEAREST
     arithmetic: Arithmetic = Arithmetic.FP32
-    scale_min: float | None = None  #: E4M3 scales stay at or above it; None is 2^-9, torchao's 2^-6
+    scale_min: float | None = None
+    """Minifloat scales stay at or above it; None is their least, 2^-9 of E4M3, torchao has 2^-6."""
+    outer_scale: OuterScale | None = None  #: above minifloats; None is TENSOR there, NONE elsewhere
 
     def __post_init__(self) -> None:
         sizes = self.block_size if isinstance(self.block_size, tuple) else (self.block_size,)
-        if min(sizes) < 1 and self.block_size != -1:
+        if not all(type(size) is int and size > 0 for size in sizes) and self.block_size != -1:
             raise ValueError(f"block_size={self.block_size}: positive, or -1 for the whole axis")
-        if (self.scale is ScaleFormat.E8M0) != (self.scale_rule is not None):
-            wrong = f"{self.scale_rule} with {self.scale}"
-            raise ValueError(f"{wrong}: e8m0 scales need a rule, others have none")
-        least = E4M3.values[128:] if self.scale is ScaleFormat.E4M3 else ()
-        if self.scale_min not in (None, *least):
-            raise ValueError(f"scale_min={self.scale_min}: for e4m3 scales, a positive e4m3 value")
-        exact = self.scale is ScaleFormat.FP32 or self.scale_rule is ScaleRule.EVEN
-        if self.arithmetic is Arithmetic.BF16 and exact:
-            raise ValueError("arithmetic=bf16 is not defined for FP32 scales, nor scale_rule=even")
+        self._check_scale()
+        if self.arithmetic is Arithmetic.BF16 and (
+            self.scale == ScaleFormat.FP32 or self.scale_rule not in _BF16_RULES
+        ):
+            raise ValueError(
+                "arithmetic=bf16 is not defined for FP32 scales, nor scale_rule=even, up, best"
+            )
+
+    def _check_scale(self) -> None:
+        allowed, rule = rules_of(self.scale, self.element), self.scale_rule or ScaleRounding.NEAREST
+        if rule not in allowed:
+            own = f"scale={self.scale.value} has {', '.join(rule.value for rule in allowed)}"
+            why = "e8m0 scales need a rule, others have none of theirs"
+            raise ValueError(f"scale_rule={getattr(self.scale_rule, 'value', None)}: {own}; {why}")
+        if rule is ScaleRounding.NEAREST:
+            object.__setattr__(self, "scale_rule", None)
+        if self.outer_scale is self._own_outer_scale:
+            object.__setattr__(self, "outer_scale", None)
+        if self.outer_scale and not self.scale.is_minifloat:
+            raise ValueError(f"outer_scale={self.outer_scale.value}: {self.scale.value} has none")
+        least = self.scale_min
+        if least is not None and not (self.scale.is_minifloat and self.scale.holds(least)):
+            raise ValueError(f"scale_min={least}: for e4m3 scales and the like, one of theirs")
+        if self.scale.is_minifloat and self.element.max * self.scale.max >= 2.0**127:
+            what = f"{self.element.label} times {self.scale.value}"
+            raise ValueError(f"{what} is beyond FP32's range")
+
+    @property
+    def _own_outer_scale(self) -> OuterScale:
+        return OuterScale.TENSOR if self.scale.is_minifloat else OuterScale.NONE
+
+    @property
+    def outer(self) -> OuterScale:
+        """What stands above the block scales."""
+        return self.outer_scale or self._own_outer_scale
+
+    @property
+    def least_scale(self) -> float:
+        """That a minifloat scale can be."""
+        return self.scale.smallest if self.scale_min is None else self.scale_min
+
+    @property
+    def most_scale(self) -> float:
+        """The minifloat scale of the block with the tensor's largest value, under a tensor scale:
+        FOUR_OVER_SIX needs room for its 1.5-fold.
+        """
+        if self.scale_rule is not ScaleRounding.FOUR_OVER_SIX:
+            return self.scale.max
+        return 2.0 ** math.floor(math.log2(self.scale.max / 1.5))
 
     @property
     def bits_per_value(self) -> float:
@@ -205,14 +111,25 @@ class BlockFormat:
         return not (rounds_up and self.arithmetic is Arithmetic.FP32)
 
     def changes(self) -> dict[str, Any]:
-        """The fields in which this differs from the named format."""
-        named = NAMED.get(self.name, BlockFormat(self.name, self.element))
-        return {name: value for name, value in vars(self).items() if value != getattr(named, name)}
+        """The fields in which this differs from what its name says."""
+        base = named(self.name)
+        if base is None:
+            said = notation.element_in(self.name)
+            base = BlockFormat(self.name, said or IntFormat(2, symmetric=False))
+        return {name: value for name, value in vars(self).items() if value != getattr(base, name)}
 
     def __str__(self) -> str:
-        shown = ", ".join(f"{k}={getattr(v, 'value', v)}" for k, v in self.changes().items())
+        """Two formats that differ are never spelt alike."""
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in self.changes().items())
         return f"{self.name}({shown})" if shown else self.name
 
+
+def _shown(value: Any) -> str:
+    own = isinstance(value, IntFormat | FloatFormat)
+    return str(value.label if own else getattr(value, "value", value))
+
+
+_BF16_RULES = (None, ScaleRule.RCEIL, ScaleRule.FLOOR, ScaleRule.CEIL)
 
 E4M3 = FloatFormat(4, 3, max=448.0)
 E5M2 = FloatFormat(5, 2, max=57344.0)
@@ -238,13 +155,96 @@ NAMED = {format.name: format for format in (*_MX, NVINT8, NVINT4, NVFP4, INT8)}
 ALIASES = {"mxfp8_e4m3": MXFP8, "mxfp6_e2m3": MXFP6}
 
 
-def block_format(name: str, **changes: Any) -> BlockFormat:
-    """The format called `name`, with fields changed; ValueError lists the names.
+def named(name: str) -> BlockFormat | None:
+    """The format that a name alone stands for: of the table, or spelt out (`mxint5`, `nve3m2`,
+    `e2m1_ue5m3`, each with `_b16` for another block); None for other names.
+    """
+    if name in NAMED or name in ALIASES:
+        return (NAMED | ALIASES)[name]
+    if block := notation.block_in(name):
+        stem = named(block[0])
+        return stem and replace(stem, name=name, block_size=block[1])
+    if (spelt := notation.spelt_in(name)) is None:
+        return None
+    return BlockFormat(name, scale_rule=_default_rule(spelt["scale"]), **spelt)
+
+
+def _default_rule(scale: ScaleFormat) -> AnyRule | None:
+    return ScaleRule.RCEIL if scale == ScaleFormat.E8M0 else None
+
+
+def block_format(name: str | Mapping[str, Any] | BlockFormat, **changes: Any) -> BlockFormat:
+    """The format of this name, or of plain data with a `name` or an `element`, with fields changed;
+    ValueError lists the names, or says what is wrong. `to_plain` is its inverse.
 
     >>> block_format("mxint8", block_size=64).bits_per_value
     8.125
+    >>> print(block_format({"element": {"bits": 5}, "scale_rule": "floor"}))
+    mxint5(scale_rule=floor)
     """
-    known = NAMED | ALIASES
-    if name not in known:
-        raise ValueError(f"unknown block format {name!r}, expected one of {sorted(known)}")
-    return replace(known[name], **changes)
+    match name:
+        case BlockFormat():
+            format = name
+        case str():
+            if (found := named(name)) is None:
+                known = sorted(NAMED | ALIASES)
+                raise ValueError(f"unknown block format {name!r}, expected one of {known}")
+            format = found
+        case _:
+            format = _from_plain(name)
+    return replace(format, **notation.parsed(changes))
+
+
+def _from_plain(plain: Any) -> BlockFormat:
+    known = (*(field.name for field in fields(BlockFormat)), "symmetric")
+    if not isinstance(plain, Mapping) or not plain.keys() & {"name", "element"}:
+        raise ValueError(f"{plain!r} is neither a format's name nor a mapping with `name`")
+    if unknown := sorted(map(str, plain.keys() - {*known})):
+        raise ValueError(
+            f"a format has no {', '.join(unknown)}, expected some of {', '.join(known)}"
+        )
+    changes = notation.parsed(plain)
+    element, scale = changes.get("element"), changes.get("scale", ScaleFormat.E8M0)
+    name = notation.checked_name(changes.pop("name", None) or _name_of(element, scale))
+    base = named(name)
+    if base is None:
+        base = _start(name, element, scale) if element else block_format(name)
+    elif element is not None and element.label != base.element.label:
+        raise ValueError(
+            f"name: {name} is that of {base.element.label} elements: those of {element.label} need "
+            "another, or none"
+        )
+    if "scale" in changes and scale != base.scale:
+        changes.setdefault("scale_rule", _default_rule(scale))
+    if "symmetric" in changes:
+        changes["element"] = notation.asymmetric(base.element, changes.pop("symmetric"))
+    return replace(base, **changes)
+
+
+def _start(name: str, element: IntFormat | FloatFormat, scale: ScaleFormat) -> BlockFormat:
+    size = 16 if scale == ScaleFormat.E4M3 else 32
+    return BlockFormat(name, element, scale, size, _default_rule(scale))
+
+
+def _name_of(element: Any, scale: ScaleFormat) -> str:
+    for format in NAMED.values():
+        if format.element == element and format.scale == scale != ScaleFormat.FP32:
+            return format.name
+    return notation.automatic_name(element, scale)
+
+
+def to_plain(format: BlockFormat) -> Any:
+    """What `block_format` reads: a name, or plain data with what the name does not say."""
+    base, plain = named(format.name), dict[str, Any](name=format.name)
+    if base is None:
+        base = _start(format.name, format.element, format.scale)
+        plain |= {"element": notation.plain_of(format.element)}
+        plain |= {} if format.scale == ScaleFormat.E8M0 else {"scale": format.scale.value}
+    for field, value in vars(format).items():
+        if value != getattr(base, field) and field != "name":
+            plain[field] = notation.plain_of(value)
+    symmetry = notation.symmetry(base.element, format.element)
+    if symmetry is not None:
+        del plain["element"]
+        plain["symmetric"] = symmetry
+    return plain if len(plain) > 1 else format.name

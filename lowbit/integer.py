@@ -109,6 +109,8 @@ class Integer:
         if not x.numel():  # no tokens: nothing to read
             codes = x.movedim(dim, 1).to(torch.int8)
             return IntegerOperand(codes, None, codes[:, :1].float(), dim)
+        if not kernels.takes(format):
+            return self.restored(self.stored(x, format, dim, key), x.dtype)
         codes, scales, above = kernels.codes(x, format, dim, key)
         return IntegerOperand(_whole_blocks(codes, format), above, scales, dim)
 

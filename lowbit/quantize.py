@@ -32,7 +32,7 @@ from lowbit.definition.given import Scales, check_held, given_blocks
 from lowbit.definition.noise import Key
 from lowbit.definition.scale import power_of_two
 from lowbit.definition.steps import rounded, saturated, scaled_blocks
-from lowbit.formats import E4M3, BlockFormat, IntFormat, Rounding, ScaleFormat, block_format
+from lowbit.formats import BlockFormat, IntFormat, Rounding, ScaleFormat, block_format
 
 
 def fake_quantize(
@@ -90,9 +90,8 @@ class QuantizedTensor:
     """A tensor as a machine would store it."""
 
     codes: Tensor  #: shape of the tensor; int8 integers, or uint8 bit patterns of floats
-    scale: (
-        Tensor  #: one per block; uint8 for E8M0 (exponent + 127, 255 is NaN) and E4M3, else values
-    )
+    scale: Tensor
+    """One per block: bytes of E8M0 (exponent + 127, 255 is NaN) and of minifloats, else values."""
     tensor_scale: Tensor | None  #: FP32 scalar of NV formats
     format: BlockFormat
     dim: int
@@ -118,13 +117,11 @@ class QuantizedTensor:
 
     def scale_values(self) -> Tensor:
         """What the stored scales mean, FP32, one per block."""
-        match self.format.scale:
-            case ScaleFormat.E8M0:
-                return power_of_two(self.scale)
-            case ScaleFormat.E4M3:
-                return encoding.decode(self.scale, E4M3)
-            case _:
-                return self.scale.float()
+        if self.format.scale == ScaleFormat.E8M0:
+            return power_of_two(self.scale)
+        if self.format.scale.is_minifloat:
+            return encoding.decode(self.scale, self.format.scale)
+        return self.scale.float()
 
     def ocp_scale(self) -> Tensor:
         """E8M0 bytes as OCP MX v1.0 reads them: its integer elements are fractions 1.xxx.
@@ -132,7 +129,7 @@ class QuantizedTensor:
         OCP's MXINT8 code carries an implied 2^-6, so its stored exponent is `scale`'s plus 6
         (bits - 2). ValueError where that leaves the byte, which only maxima above 2^127 do.
         """
-        if self.format.scale is not ScaleFormat.E8M0:
+        if self.format.scale != ScaleFormat.E8M0:
             raise ValueError(f"{self.format} has {self.format.scale.value} scales, OCP MX has e8m0")
         if not isinstance(self.format.element, IntFormat):
             return self.scale
@@ -165,8 +162,6 @@ def quantize(
     ([64, 19, 0], [121], [127])
     """
     format = checked(x, format, key)
-    if format.element.bits > 8:
-        raise ValueError(f"{format} has {format.element.bits} bits: codes hold 8; fake_quantize it")
     scaled = given_blocks(x, format, dim, scales) if scales else scaled_blocks(x, format, dim)
     codes = from_blocks(rounded(scaled, format, dim, key), scaled.inside, scaled.shape)
     if scales:
@@ -174,15 +169,12 @@ def quantize(
     scale = scaled.scale
     for axis in reversed(scaled.inside):
         scale = scale.squeeze(axis)
-    match format.scale:
-        case ScaleFormat.E8M0:
-            stored = (scale.view(torch.int32) >> 23).to(torch.uint8)  # the exponent field
-        case ScaleFormat.E4M3:
-            stored = encoding.encode(scale, E4M3)
-        case ScaleFormat.BF16:
-            stored = scale.bfloat16()
-        case ScaleFormat.FP32:
-            stored = scale
+    if format.scale == ScaleFormat.E8M0:
+        stored = (scale.view(torch.int32) >> 23).to(torch.uint8)  # the exponent field
+    elif format.scale.is_minifloat:
+        stored = encoding.encode(scale, format.scale)
+    else:
+        stored = scale.bfloat16() if format.scale == ScaleFormat.BF16 else scale
     elements = encoding.encode(codes.float(), format.element).reshape(x.shape)
     found = QuantizedTensor(elements, stored, scaled.tensor_scale, format, dim)
     if scales:

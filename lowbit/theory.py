@@ -75,7 +75,7 @@ def crossover(
         return ours - qsnr_theory_db(floating, crest, convention)
 
     # E4M3 scales leave no float error at all where k² reaches g w: look below that
-    if floating.scale is not ScaleFormat.E8M0 and isinstance(floating.block_size, int):
+    if floating.scale != ScaleFormat.E8M0 and isinstance(floating.block_size, int):
         high = 0.9 * math.sqrt(floating.block_size) if floating.block_size > 0 else high
     if not lead(low) > 0 > lead(high):
         raise ValueError(f"{integer} and {floating} do not cross between crest {low} and {high}")
@@ -101,7 +101,7 @@ def curve(
 def _exact_maximum(format: BlockFormat, crest: float) -> tuple[float, float]:
     """(error left of 1 for integers, energy share of the maximum): the block's maximum is exact."""
     size = format.block_size if isinstance(format.block_size, int) else math.prod(format.block_size)
-    if format.scale is ScaleFormat.E8M0 or size < 2:
+    if format.scale == ScaleFormat.E8M0 or size < 2:
         return 1.0, 0.0
     return (size - 1) / size, crest**2 / size
 

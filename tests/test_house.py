@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "microscope": {"model"},
     "sweep": {"checkpoints", "compare", "config", "fit", "model", "output", "runs", "stats"},
     "export": {"checkpoints", "config", "quantized", "runs", "subjects"},
-    "analysis": {"microscope", "model", "output", "runs", "stats", "subjects"},
+    "analysis": {"config", "microscope", "model", "output", "runs", "stats", "subjects"},
     "fit": {"checkpoints", "config", "distributed", "microscope", "model", "runs", "stats"},
     "reproduce": {"analysis", "output", "runs", "stats", "subjects"},
     "plan": {"fit", "model"},

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from lowbit.formats import FloatFormat, IntFormat
+from lowbit.kinds.elements import FloatFormat, IntFormat, ScaleFormat
 
 
-def encode(values: Tensor, element: IntFormat | FloatFormat) -> Tensor:
+def encode(values: Tensor, element: IntFormat | FloatFormat | ScaleFormat) -> Tensor:
     """Codes of FP32 values that `element` holds: int8 for integers, uint8 bit patterns for floats.
 
     NaN becomes the largest bit pattern where the format has a NaN, else code 0 (its scale is NaN).
@@ -18,12 +18,13 @@ def encode(values: Tensor, element: IntFormat | FloatFormat) -> Tensor:
     normal = (magnitude.view(torch.int32) >> 23 - element.mantissa_bits) - hidden
     subnormal = (magnitude / element.smallest).to(torch.int32)
     codes = torch.where(magnitude >= 2.0**element.min_exponent, normal, subnormal)
-    codes = codes | values.signbit().to(torch.int32) << element.bits - 1
-    nan = 2 ** (element.bits - 1) - 1 if element.has_nan else 0
+    width = element.exponent_bits + element.mantissa_bits
+    codes = codes | values.signbit().to(torch.int32) << width  # of elements: no scale is negative
+    nan = 2**width - 1 if element.has_nan else 0
     return torch.where(values.isnan(), nan, codes).to(torch.uint8)
 
 
-def decode(codes: Tensor, element: IntFormat | FloatFormat) -> Tensor:
+def decode(codes: Tensor, element: IntFormat | FloatFormat | ScaleFormat) -> Tensor:
     """FP32 values of codes as `encode` makes them."""
     if isinstance(element, IntFormat):
         return codes.float()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lowbit.definition.rounding import round_to_bf16, round_to_element_
-from lowbit.formats import E4M3, Arithmetic, BlockFormat, ScaleFormat, ScaleRule
+from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat, ScaleRounding, ScaleRule
 
 NAN_BYTE = 255  # of E8M0
 _LEAST, _GREATEST = 1 << 22, 254 << 23  # 2^-127 and 2^127 as bits of FP32
@@ -60,7 +60,7 @@ def _exact_byte(amax_bits: Tensor, format: BlockFormat) -> Tensor:
     """
     max_mantissa, max_exponent = math.frexp(format.element.max)
     match format.scale_rule:
-        case ScaleRule.RCEIL:
+        case ScaleRule.RCEIL | ScaleRounding.BEST:
             passes = int((2 * max_mantissa - 1) * 2**23)
         case ScaleRule.CEIL:
             passes = 0
@@ -87,32 +87,60 @@ def _bf16_exponent(amax: Tensor, format: BlockFormat) -> Tensor:
     return exponent.clamp(-127, 127).to(torch.int32)  # log2(0) is -inf
 
 
-def linear_scale(amax: Tensor, format: BlockFormat) -> Tensor:
-    """amax / max rounded to BF16 or FP32; 1 where that is zero, NaN where `amax` is not finite."""
-    scale = over(_finite_or_nan(amax), format.element.max)
-    if format.scale is ScaleFormat.BF16:
-        scale = round_to_bf16(scale)
-    return torch.where(scale == 0, 1.0, scale)
-
-
 def tensor_scale(x: Tensor, format: BlockFormat) -> Tensor:
-    """The FP32 scale above all E4M3 block scales: finite amax / (448 max).
+    """The FP32 scale above all minifloat block scales: finite amax / (448 max) for E4M3.
 
     At least 2^-117: its product with the smallest block scale is then a normal number.
     """
     magnitude = torch.where(x.isfinite(), x.abs(), 0.0)
     amax = magnitude.amax().float() if x.numel() else x.new_zeros(())
-    return over(amax, E4M3.max * format.element.max).clamp(min=2.0**-117)
+    least = max(2.0**-117, 2.0**-126 / format.scale.smallest)
+    return over(amax, format.most_scale * format.element.max).clamp(min=least)
 
 
-def e4m3_scale(amax: Tensor, format: BlockFormat, tensor_scale: Tensor) -> Tensor:
-    """amax / max in units of `tensor_scale`, rounded to the nearest E4M3, never to zero; NaN where
-    `amax` is not finite.
+def block_scales(
+    amax: Tensor, format: BlockFormat, tensor_scale: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The scale of each block, FP32, NaN where `amax` is not finite; or the two of which the rule
+    takes the one with the lesser error, the first where both have the same.
     """
-    least = E4M3.smallest if format.scale_min is None else format.scale_min
-    ratio = over(_finite_or_nan(amax), format.element.max) / tensor_scale
-    return round_to_element_(ratio.clamp_(least, E4M3.max), E4M3)
+    if format.scale == ScaleFormat.E8M0:
+        up = e8m0_scale(amax, format)
+        if format.scale_rule is not ScaleRounding.BEST:
+            return (up,)
+        reaches = amax == up * format.element.max
+        return up, torch.where(reaches, up, (up / 2).clamp_(min=2.0**-127))
+    ratio = over(torch.where(amax.isfinite(), amax, math.nan), format.element.max)
+    if tensor_scale is not None:
+        ratio = ratio / tensor_scale
+    match format.scale_rule:
+        case ScaleRounding.UP:
+            return (_rounded(ratio, format, *UP),)
+        case ScaleRounding.BEST:
+            return _rounded(ratio, format, *UP), _rounded(ratio, format, *DOWN)
+        case ScaleRounding.FOUR_OVER_SIX:
+            return _rounded(ratio, format), _rounded(ratio * 1.5, format)
+    return (_rounded(ratio, format),)
 
 
-def _finite_or_nan(amax: Tensor) -> Tensor:
-    return torch.where(amax.isfinite(), amax, math.nan)
+UP, DOWN = (Rounding.STOCHASTIC, 0.0), (Rounding.STOCHASTIC, 1.0)  # whatever the remainder is
+
+
+def _rounded(
+    ratio: Tensor, format: BlockFormat, rounding: Rounding = Rounding.NEAREST, noise: float = 0.0
+) -> Tensor:
+    """Ratios, which are not negative, as scales of this format: minifloats never as zero; others
+    as 1 where they are zero.
+    """
+    scale = format.scale
+    if scale.is_minifloat:
+        within = ratio.clamp(format.least_scale, scale.max)
+        return round_to_element_(within, scale, rounding, noise)
+    if scale == ScaleFormat.BF16:
+        if rounding is Rounding.NEAREST:
+            ratio = round_to_bf16(ratio)
+        else:
+            bits = ratio.view(torch.int32) + (0xFFFF if noise == 0 else 0) & ~0xFFFF
+            ratio = torch.where(ratio.isnan(), ratio, bits.view(torch.float32))
+        ratio = ratio.clamp(max=scale.max)
+    return torch.where(ratio == 0, 1.0, ratio)

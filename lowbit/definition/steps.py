@@ -10,13 +10,11 @@ from lowbit.definition.noise import Key, uniform
 from lowbit.definition.rounding import round_to_bf16, round_to_element_
 from lowbit.definition.scale import (
     block_amax,
-    e4m3_scale,
-    e8m0_scale,
+    block_scales,
     inverse,
-    linear_scale,
     tensor_scale,
 )
-from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat
+from lowbit.formats import Arithmetic, BlockFormat, OuterScale, Rounding, ScaleFormat
 
 
 @dataclass(frozen=True)
@@ -36,20 +34,46 @@ def scaled_blocks(x: Tensor, format: BlockFormat, dim: int) -> Scaled:
     if format.arithmetic is Arithmetic.BF16:
         matrix = round_to_bf16(matrix)
     blocks, inside = to_blocks(matrix, format.block_size, dim)
-    amax = block_amax(blocks, inside)
-    above = None
-    match format.scale:
-        case ScaleFormat.E8M0:
-            scale = e8m0_scale(amax, format)
-            y = blocks * inverse(scale).to(blocks.dtype)
-        case ScaleFormat.E4M3:
-            above = tensor_scale(matrix, format)
-            scale = e4m3_scale(amax, format, above)
-            y = _quotient(blocks, scale * above, format)
-        case ScaleFormat.BF16 | ScaleFormat.FP32:
-            scale = linear_scale(amax, format)
-            y = _quotient(blocks, scale, format)
-    return Scaled(y, scale, above, inside, matrix.shape)
+    above = tensor_scale(matrix, format) if format.outer is OuterScale.TENSOR else None
+    scale, *others = block_scales(block_amax(blocks, inside), format, above)
+    for other in others:
+        errors = [_squared_error(blocks, inside, each, format, above) for each in (scale, other)]
+        scale = torch.where(errors[1] < errors[0], other, scale)
+    return Scaled(_divided(blocks, scale, format, above), scale, above, inside, matrix.shape)
+
+
+def _divided(
+    blocks: Tensor, scale: Tensor, format: BlockFormat, tensor_scale: Tensor | None
+) -> Tensor:
+    if format.scale == ScaleFormat.E8M0:
+        return blocks * inverse(scale).to(blocks.dtype)
+    divisor = scale if tensor_scale is None else scale * tensor_scale
+    if format.arithmetic is Arithmetic.BF16:
+        return round_to_bf16(blocks / round_to_bf16(divisor))
+    return blocks / divisor
+
+
+def _squared_error(
+    blocks: Tensor,
+    inside: tuple[int, ...],
+    scale: Tensor,
+    format: BlockFormat,
+    tensor_scale: Tensor | None,
+) -> Tensor:
+    """Of rounding to nearest under this scale, FP64, of each block; its halves are added up, and
+    theirs, an order that does not depend on how the tensor lies.
+    """
+    codes = round_to_element_(_divided(blocks, scale, format, tensor_scale), format.element)
+    values = codes.clamp_(format.element.min, format.element.max).double() * scale
+    if tensor_scale is not None:
+        values *= tensor_scale
+    error = (blocks.double() - values).square_()
+    for axis in inside:
+        while (size := error.shape[axis]) > 1:
+            half = (size + 1) // 2
+            error.narrow(axis, 0, size - half).add_(error.narrow(axis, half, size - half))
+            error = error.narrow(axis, 0, half)
+    return error
 
 
 def rounded(
@@ -73,12 +97,6 @@ def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _working_dtype(x: Tensor, format: BlockFormat) -> torch.dtype:
     """BF16 means the same bits there and half the traffic, not less precision."""
-    exact = format.scale is ScaleFormat.E8M0 and format.rounding is Rounding.NEAREST
+    exact = format.scale == ScaleFormat.E8M0 and format.rounding is Rounding.NEAREST
     exact = exact and format.arithmetic is Arithmetic.FP32
     return torch.bfloat16 if exact and x.dtype is torch.bfloat16 else torch.float32
-
-
-def _quotient(x: Tensor, divisor: Tensor, format: BlockFormat) -> Tensor:
-    if format.arithmetic is Arithmetic.BF16:
-        return round_to_bf16(x / round_to_bf16(divisor))
-    return x / divisor

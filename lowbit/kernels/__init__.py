@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowbit.definition.noise import Key
-from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat
+from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat, ScaleRounding
 from lowbit.kernels.cpu import measure
 from lowbit.kernels.cpu.build import BuildError
 from lowbit.kernels.cpu.calls import TRANSPOSING_PAYS
@@ -85,7 +85,7 @@ def quantize_values(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -
     """`lowbit.quantize.quantize_values`, or None where no kernel does it."""
     if not _covers(x, format, dim):
         return None
-    exact = format.scale is ScaleFormat.E8M0 and format.rounding is Rounding.NEAREST
+    exact = format.scale == ScaleFormat.E8M0 and format.rounding is Rounding.NEAREST
     dtype = x.dtype if exact and format.fits_bf16 else torch.float32
     return quantize(x, dim, Request(format, key, dtype))
 
@@ -160,10 +160,15 @@ def _request(x: Tensor, format: BlockFormat, key: Key | None) -> Request:
     return Request(format, key, x.dtype if format.fits_bf16 else torch.float32)
 
 
+def takes(format: BlockFormat) -> bool:
+    """Whether kernels know it; the rules that search for a scale are left to the definition."""
+    searches = format.scale_rule in (ScaleRounding.BEST, ScaleRounding.FOUR_OVER_SIX)
+    return format.arithmetic is Arithmetic.FP32 and not searches
+
+
 def _covers(x: Tensor, format: BlockFormat, dim: int) -> bool:
     return (
-        format.arithmetic is Arithmetic.FP32
-        and format.element.bits <= 8
+        takes(format)
         and (isinstance(format.block_size, int) or x.ndim >= 2)
         and (x.device.type == "cpu" or _powers_of_two(format.block_size))
         and _reads(x, dim)

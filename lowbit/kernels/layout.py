@@ -5,6 +5,7 @@ list of numbers of request.py's `describe`.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  #: types of patterns
-_ELEMENT_AND_SCALE = 10  # so many numbers of a format come before its block's one or two sizes
+LEAST = 2.0**-117  #: tensor scale of NV formats
+_ELEMENT_AND_SCALE = 15  # so many numbers of a format come before its block's one or two sizes
 
 
 class Layout(NamedTuple):
@@ -23,6 +25,12 @@ class Layout(NamedTuple):
     columns: int
     block_rows: int
     block_columns: int
+
+
+def tensor_range(format: Sequence[float]) -> tuple[float, float]:
+    """What the largest magnitude is divided by to be a tensor scale, and the least that is one."""
+    element_max, (mantissa_bits, min_exponent, scale_max) = format[4], format[10:13]
+    return scale_max * element_max, max(LEAST, 2.0 ** (-126 - min_exponent + mantissa_bits))
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowbit.kernels.cpu import calls as cpu
-from lowbit.kernels.layout import empty_both
+from lowbit.kernels.layout import LEAST, empty_both
 
 
 def _like(x: Tensor, format: list[float], dim: int, dtype: torch.dtype, *_: Any) -> Tensor:
@@ -60,7 +60,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "Tensor? state, Tensor? first_row) -> (Tensor, Tensor)": _like_scaled,
     "quantize_both(Tensor x, float[] formats, ScalarType[] dtypes, float[] limits, Tensor?[] "
     "tensor_scales, Tensor?[] noise) -> (Tensor, Tensor)": _like_both,
-    "tensor_scale(Tensor x, float most) -> Tensor": _like_scale,
+    f"tensor_scale(Tensor x, float most, float least={LEAST}) -> Tensor": _like_scale,
     "codes(Tensor x, float[] format, int dim, Tensor? tensor_scale, Tensor? state, Tensor? "
     "first_row) -> (Tensor, Tensor)": _like_codes,
     "integer_matmul(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, ScalarType dtype) -> "

@@ -11,11 +11,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lowbit.definition.noise import Key
-from lowbit.formats import E4M3, BlockFormat, FloatFormat, Rounding, ScaleFormat, ScaleRule
+from lowbit.formats import (
+    BlockFormat,
+    FloatFormat,
+    OuterScale,
+    Rounding,
+    ScaleFormat,
+    ScaleRounding,
+    ScaleRule,
+)
 from lowbit.kernels import operators as operators  # registers them
 from lowbit.kernels.cpu import calls as cpu
+from lowbit.kernels.layout import tensor_range
 
-_SCALES = [ScaleFormat.E8M0, ScaleFormat.E4M3, ScaleFormat.BF16, ScaleFormat.FP32]
+_WIDE = {ScaleFormat.E8M0: 0, ScaleFormat.BF16: 2, ScaleFormat.FP32: 3}  # 1: a minifloat
 _ROUNDINGS = [Rounding.NEAREST, Rounding.HALF_AWAY, Rounding.STOCHASTIC]
 
 
@@ -25,7 +34,7 @@ def describe(format: BlockFormat) -> list[float]:
     is_float = isinstance(element, FloatFormat)
     mantissa, max_exponent = math.frexp(element.max)
     fraction = round((2 * mantissa - 1) * 2**23)
-    carry = {
+    carry: dict[object, int] = {
         ScaleRule.RCEIL: fraction,
         ScaleRule.CEIL: 0,
         ScaleRule.EVEN: 2**23 - 2 ** (22 - element.mantissa_bits) - 1,
@@ -36,10 +45,12 @@ def describe(format: BlockFormat) -> list[float]:
         *(float(is_float), float(element.mantissa_bits)),
         float(element.min_exponent) if isinstance(element, FloatFormat) else 0.0,
         *(float(element.min), float(element.max)),
-        *(float(_SCALES.index(format.scale)), float(max_exponent)),
-        float(2**23 if format.scale_rule is None else carry.get(format.scale_rule, 2**23)),
-        E4M3.smallest if format.scale_min is None else format.scale_min,
+        *(float(_WIDE.get(format.scale, 1)), float(max_exponent)),
+        float(carry.get(format.scale_rule, 2**23)),
+        format.least_scale,
         float(_ROUNDINGS.index(format.rounding)),
+        *(float(format.scale.mantissa_bits), float(format.scale.min_exponent), format.scale.max),
+        *(float(format.scale_rule is ScaleRounding.UP), float(format.outer is OuterScale.TENSOR)),
         *block,
     ]
 
@@ -84,12 +95,12 @@ class Request:
     @property
     def scaled(self) -> bool:
         """By a tensor scale as well (NV formats)."""
-        return self.format.scale is ScaleFormat.E4M3
+        return self.format.outer is OuterScale.TENSOR
 
     def tensor_scale(self, x: Tensor) -> Tensor | None:
         if not self.scaled:
             return None
-        scale: Tensor = _operator("tensor_scale", x)(x, E4M3.max * self.format.element.max)
+        scale: Tensor = _operator("tensor_scale", x)(x, *tensor_range(self.description))
         return scale
 
     @property

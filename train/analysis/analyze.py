@@ -11,6 +11,7 @@ from lowbit.definition.rotation import SIZES
 from lowbit.recipe import OPERANDS
 from train.analysis.formats import BLOCK_SCALED, PAIRS, formats_called
 from train.analysis.operands import CREST_BLOCKS, Findings, Look, observe
+from train.config.notation import HELP as HELP_FORMAT
 from train.output.files import write_csv, write_json, write_page
 from train.output.tables import table
 from train.runs.folders import check_results_folder
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=HELP)
     parser.add_argument(
         "--formats", nargs="+", default=list(BLOCK_SCALED), metavar="FORMAT",
-        help="default: all named MX and NV formats",
+        help=f"each {HELP_FORMAT} (default: all named MX and NV formats)",
     )  # fmt: skip
     parser.add_argument(
         "--rotations", nargs="+", default=["none"], metavar="SIZE",

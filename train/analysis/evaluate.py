@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lowbit import BlockFormat, QuantLinear, QuantRecipe, Rotation, convert_linears
 from train.analysis.formats import formats_called
 from train.analysis.tasks import check_installed, task_rows
+from train.config.notation import HELP as HELP_FORMAT
 from train.model.head import NAMES, compared
 from train.model.initial import weights_hash
 from train.output.files import write_csv, write_json
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=HELP)
     parser.add_argument(
         "--formats", nargs="+", required=True, metavar="FORMAT",
-        help=f"formats by name; the baseline, {BASELINE}, is always the first row",
+        help=f"each {HELP_FORMAT}; the baseline, {BASELINE}, is always the first row",
     )  # fmt: skip
     parser.add_argument("--weight-only", action="store_true", help="leave activations as they are")
     parser.add_argument(
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         check_installed()
     elif args.fewshot is not None:
         raise ValueError(f"--fewshot {args.fewshot} has no effect without --tasks")
-    formats = formats_called([name for name in args.formats if name != BASELINE])
+    formats = formats_called([name for name in args.formats if name != BASELINE], two_d=True)
     recipes = {BASELINE: QuantRecipe()}
     for format in formats:
         recipes[str(format)] = cast_recipe(format, args.weight_only, args.rotation)

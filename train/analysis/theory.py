@@ -14,6 +14,7 @@ from lowbit.formats import NAMED
 from lowbit.stats import crest_factor
 from lowbit.theory import EXACT, STUDY, Convention, crossover, curve, qsnr_theory_db
 from train.analysis.formats import PAIRS, formats_called
+from train.config.notation import HELP as HELP_FORMAT
 from train.runs.folders import check_results_folder
 
 PUBLISHED = {"mxint8": (7.55, 31.86), "mxint6": (1.96, 31.54), "mxint4": (2.04, 19.14)} | {
@@ -31,7 +32,11 @@ CRESTS = [1 + i / 50 for i in range(451)]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
-        "--formats", nargs="+", default=list(NAMED), metavar="FORMAT", help="default: all named"
+        "--formats",
+        nargs="+",
+        default=list(NAMED),
+        metavar="FORMAT",
+        help=f"each {HELP_FORMAT} (default: all named)",
     )
     parser.add_argument(
         "--rho", type=float, default=EXACT.rho_e8m0,

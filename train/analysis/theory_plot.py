@@ -22,8 +22,8 @@ def plot(
     stem: Path,
 ) -> None:
     """E8M0 scales on the left, all others on the right."""
-    left = [format for format in formats if format.scale is ScaleFormat.E8M0]
-    right = [format for format in formats if format.scale is not ScaleFormat.E8M0]
+    left = [format for format in formats if format.scale == ScaleFormat.E8M0]
+    right = [format for format in formats if format.scale != ScaleFormat.E8M0]
     panels = [(title, group) for title, group in zip(TITLES, (left, right), strict=True) if group]
     figure = Figure(figsize=(6 * len(panels), 5.4), layout="constrained")
     for axes, (title, group) in zip(
@@ -48,7 +48,7 @@ def _panel(
     convention: Convention,
     measured: Sequence[dict[str, Any]],
 ) -> None:
-    last = 10.0 if formats[0].scale is ScaleFormat.E8M0 else 8.0
+    last = 10.0 if formats[0].scale == ScaleFormat.E8M0 else 8.0
     crests = [1 + i * (last - 1) / 400 for i in range(401)]
     for format in formats:
         axes.plot(crests, curve(format, crests, convention), label=str(format), **style(format))  # type: ignore[arg-type]

@@ -1,51 +1,33 @@
-"""Block formats in YAML: a name, or a name and changes."""
+"""Block formats in configurations: the one notation, and plain data for what is written down."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse.typing import register_type
 
-from lowbit import Arithmetic, BlockFormat, Rounding, ScaleFormat, ScaleRule, block_format
+from lowbit import BlockFormat, block_format
+from lowbit.formats import named
+from lowbit.formats import to_plain as write_format
 
-_ENUMS = {
-    "scale": ScaleFormat,
-    "scale_rule": ScaleRule,
-    "rounding": Rounding,
-    "arithmetic": Arithmetic,
-}
+__all__ = ["read_format", "read_formats", "write_format"]
+from train.config.notation import plain_format
 
 
-def read_format(value: Any) -> BlockFormat:
-    """`mxint8`, or {name: mxint8, scale_rule: floor, symmetric: false, ...}."""
-    if isinstance(value, BlockFormat):
-        return value
-    if isinstance(value, str):
-        return block_format(value)
-    if not isinstance(value, dict) or "name" not in value:
-        raise ValueError(f"{value!r} is neither a format's name nor a mapping with `name`")
-    changes = dict(value)
-    name = changes.pop("name")
-    for field, enum in _ENUMS.items():
-        if changes.get(field) is not None:
-            changes[field] = enum(changes[field])
-    if isinstance(changes.get("block_size"), list):
-        changes["block_size"] = tuple(changes["block_size"])
-    if "symmetric" in changes:
-        element = block_format(name).element
-        changes["element"] = type(element)(element.bits, symmetric=changes.pop("symmetric"))  # type: ignore[call-arg]  # a float element raises
-    return block_format(name, **changes)
+def read_format(written: Any) -> BlockFormat:
+    """`mxint8`, {name: mxint8, scale_rule: floor, ...}, or the file of such a mapping."""
+    return block_format(plain_format(written))
 
 
-def write_format(format: BlockFormat) -> Any:
-    """What `read_format` reads."""
-    plain: dict[str, Any] = {}
-    for field, value in format.changes().items():
-        if field == "element":
-            plain["symmetric"] = value.symmetric
-        elif field in _ENUMS:
-            plain[field] = None if value is None else value.value
-        else:
-            plain[field] = list(value) if isinstance(value, tuple) else value
-    return {"name": format.name} | plain if plain else format.name
+def read_formats(written: Sequence[Any]) -> list[BlockFormat]:
+    """Several, in order; ValueError for one given twice, and for two of one name."""
+    formats = list(map(read_format, written))
+    twice = sorted({str(format) for format in formats if formats.count(format) > 1})
+    if twice:
+        raise ValueError(f"formats given more than once: {', '.join(twice)}")
+    names = [format.name for format in formats if named(format.name) is None]
+    if shared := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"different formats have the name {', '.join(shared)}")
+    return formats
 
 
 register_type(BlockFormat, serializer=write_format, deserializer=read_format)

@@ -27,6 +27,7 @@ Plain = dict[str, Any]
 WHOLE = (("model", "policy"), ("model", "llama", "rope_parameters"), ("diagnostics",))
 ARCHITECTURE = {"hidden_size", "num_hidden_layers"}  # what every description of a model names
 POLICY, CONTROL = "model.policy", "model.control"
+FORMAT = {"name", "element"}  # what a format has, and no recipe
 NO_NAME = "holds a model.policy or model.control without a model.policy.name: a file's replaces an"
 NO_NAME += " earlier one whole (one option alone is changed on the command line)"
 
@@ -166,10 +167,10 @@ def _is_whole(place: tuple[str, ...], value: Plain) -> bool:
 
 
 def spelt_out(policy: Plain) -> Plain:
-    """With six operands where a recipe is a format's name: `recipe: mxint8`."""
+    """With six operands where a recipe is a format: `recipe: mxint8`, a mapping of one, a file."""
     recipe, rules = policy.get("recipe"), policy.get("rules")
     policy = dict(policy)
-    if isinstance(recipe, str):
+    if isinstance(recipe, str) or (isinstance(recipe, dict) and recipe.keys() & FORMAT):
         policy["recipe"] = dict.fromkeys(OPERANDS, recipe)
     if isinstance(rules, list):
         policy["rules"] = [spelt_out(rule) if isinstance(rule, dict) else rule for rule in rules]

@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowbit.formats import E4M3
 from lowbit.kernels.cpu.library import Format, Job, Product, library
 from lowbit.kernels.layout import (
     BITS,
+    LEAST,
     Layout,
     block_of,
     element_and_scale,
     empty_both,
     layout,
+    tensor_range,
     two_formats,
     without_gaps,
 )
@@ -103,15 +104,15 @@ def quantize_scaled(
     block_rows, blocks = -(-job.rows // job.block_rows), -(-job.columns // job.block_columns)
     amax = x.new_empty(job.outer * block_rows * blocks, dtype=BITS[x.dtype])
     job.amax, job.apply_tensor_scale = amax.data_ptr(), apply
-    above = _scale_above(job, x, E4M3.max * format[4])
+    above = _scale_above(job, x, *tensor_range(format))
     _run(job, format, limit, x, dtype)
     return out, above
 
 
-def tensor_scale(x: Tensor, most: float) -> Tensor:
-    """Operator `lowbit::tensor_scale`: scale.py's; `most` is 448 x the element's max."""
+def tensor_scale(x: Tensor, most: float, least: float = LEAST) -> Tensor:
+    """Operator `lowbit::tensor_scale`: scale.py's; `most` is 448 x the element's max for E4M3."""
     x, _ = without_gaps(x, by_position=False)
-    return _scale_above(job_over(x, Layout(1, 1, x.numel(), 1, _CHUNK)), x, most)
+    return _scale_above(job_over(x, Layout(1, 1, x.numel(), 1, _CHUNK)), x, most, least)
 
 
 def _whole(
@@ -135,11 +136,11 @@ def _run(job: Job, format: list[float], limit: float, x: Tensor, dtype: torch.dt
     )
 
 
-def _scale_above(job: Job, x: Tensor, most: float) -> Tensor:
+def _scale_above(job: Job, x: Tensor, most: float, least: float) -> Tensor:
     scale = x.new_empty((), dtype=torch.float32)
     job.tensor_scale = scale.data_ptr()
     library().lowbit_tensor_scale(ctypes.byref(job), TYPES[x.dtype], threads_for(x), most)
-    return scale
+    return scale.clamp_(min=least) if least > LEAST else scale
 
 
 def quantize_both(

@@ -14,7 +14,9 @@ class Format(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("is_float", "mantissa_bits", "min_exponent")),
         *((name, ctypes.c_float) for name in ("min", "max")),
         *((name, ctypes.c_int32) for name in ("scale", "max_exponent", "carry")),
-        *(("least", ctypes.c_float), ("rounding", ctypes.c_int32), ("limit", ctypes.c_float)),
+        *(("least", ctypes.c_float), ("rounding", ctypes.c_int32)),
+        *((name, ctypes.c_int32) for name in ("scale_mantissa_bits", "scale_min_exponent")),
+        *(("scale_max", ctypes.c_float), ("up", ctypes.c_int32), ("limit", ctypes.c_float)),
     ]
 
 

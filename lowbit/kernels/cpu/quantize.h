@@ -17,12 +17,15 @@ struct Format {
     int32_t scale;  // enum Scale
     int32_t max_exponent;  // of the element's max, as frexp has it
     int32_t carry;  // E8M0: the exponent rises where the 23 mantissa bits of amax exceed this
-    float least;  // E4M3: the smallest block scale
+    float least;  // minifloats: the smallest block scale
     int32_t rounding;  // enum Rounding
+    int32_t scale_mantissa_bits, scale_min_exponent;  // of a minifloat scale
+    float scale_max;
+    int32_t up;  // scales are rounded up, else to nearest
     float limit;  // values saturate here
 };
 
-enum Scale : int32_t { E8M0, E4M3, BF16_SCALE, FP32_SCALE };
+enum Scale : int32_t { E8M0, MINIFLOAT, BF16_SCALE, FP32_SCALE };
 enum Rounding : int32_t { NEAREST, HALF_AWAY, STOCHASTIC };
 
 // One tensor, seen as [outer, rows, columns] in blocks of block_rows x block_columns.

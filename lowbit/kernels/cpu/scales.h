@@ -80,20 +80,25 @@ void e8m0_scales(const Format& f, int64_t n, Scratch& s) {
     s.clips = clips;
 }
 
-template <int SCALE>
+// UP: stochastic rounding that any remainder sends up.
+template <int SCALE, bool UP>
 void wide_scales(const Format& f, float above, int64_t n, Scratch& s) {
-    const Format e4m3{1, 3, -6, -448, 448, 0, 0, 0, 0, 0, 0};
-    const float max = f.max, least = f.least;
+    Format grid{};
+    grid.mantissa_bits = f.scale_mantissa_bits, grid.min_exponent = f.scale_min_exponent;
+    const float max = f.max, least = f.least, most = f.scale_max;
     const uint32_t* __restrict amax = s.amax.data();
     float *__restrict out = s.scale.data(), *__restrict factor = s.factor.data();
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
         float scale = as_float(amax[i] >= INFINITE ? 0x7FC00000u : amax[i]) / max;
-        if (SCALE == E4M3) {
-            scale = at_most(at_least(scale / above, least), 448.0f);
-            scale = round_element<true, NEAREST>(scale, e4m3, 0);
+        if (SCALE == MINIFLOAT) {
+            scale = at_most(at_least(scale / above, least), most);
+            scale = round_element<true, UP ? STOCHASTIC : NEAREST>(scale, grid, 0);
         } else {
-            if (SCALE == BF16_SCALE) scale = as_float(bf16_bits(scale) << 16);
+            if (SCALE == BF16_SCALE) {
+                const uint32_t bits = UP ? as_bits(scale) + 0xFFFFu : rounded_to_bf16(scale);
+                scale = at_most(as_float(bits & 0xFFFF0000u), most);
+            }
             scale = scale == 0.0f ? 1.0f : scale;
         }
         out[i] = scale;
@@ -106,9 +111,11 @@ void scales_of(const Format& f, const Job& job, int64_t blocks, Scratch& s) {
     const float above = job.tensor_scale ? *job.tensor_scale : 1.0f;
     switch (f.scale) {
         case E8M0: return e8m0_scales(f, blocks, s);
-        case E4M3: return wide_scales<E4M3>(f, above, blocks, s);
-        case BF16_SCALE: return wide_scales<BF16_SCALE>(f, above, blocks, s);
-        default: return wide_scales<FP32_SCALE>(f, above, blocks, s);
+        case MINIFLOAT:
+            return (f.up ? wide_scales<MINIFLOAT, true> : wide_scales<MINIFLOAT, false>)(f, above, blocks, s);
+        case BF16_SCALE:
+            return (f.up ? wide_scales<BF16_SCALE, true> : wide_scales<BF16_SCALE, false>)(f, above, blocks, s);
+        default: return wide_scales<FP32_SCALE, false>(f, above, blocks, s);
     }
 }
 

@@ -7,19 +7,20 @@ import torch
 from torch import Tensor
 
 from lowbit.definition.scale import over
-from lowbit.formats import E4M3
 from lowbit.kernels.gpu import quantize as gpu_quantize
 from lowbit.kernels.layout import (
     BITS,
+    LEAST,
     block_of,
     element_and_scale,
     empty_both,
     layout,
+    tensor_range,
     two_formats,
     without_gaps,
 )
 
-_INTEGERS = 0, 1, 2, 5, 6, 7, 9  # of the ten numbers that request.py describes a format with
+_INTEGERS = 0, 1, 2, 5, 6, 7, 9, 10, 11, 13, 14  # of those that describe a format
 VALUES_A_WARP = 1024  # 32 a thread; measured on an H100, as _tile_of's 32 x 64 is
 
 
@@ -47,7 +48,7 @@ def quantize_scaled(
     first_row: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Operator `lowbit::quantize_scaled`: with the tensor scale."""
-    above = tensor_scale(x, E4M3.max * format[4])
+    above = tensor_scale(x, *tensor_range(format))
     noise = state, first_row
     return _quantized(x, format, dim, dtype, limit, (above, apply), noise), above
 
@@ -106,14 +107,14 @@ def quantize_both(
     return across, down
 
 
-def tensor_scale(x: Tensor, most: float) -> Tensor:
+def tensor_scale(x: Tensor, most: float, least: float = LEAST) -> Tensor:
     """Operator `lowbit::tensor_scale`."""
     x, _ = without_gaps(x, by_position=False)
     amax = x.new_zeros((), dtype=torch.int32)
     size = 4096
     with _device_of(x):
         gpu_quantize.finite_amax[(_tiles(x.numel(), size),)](_bits(x), amax, x.numel(), size)
-    return over(amax.view(torch.float32), most).clamp_(min=2.0**-117)
+    return over(amax.view(torch.float32), most).clamp_(min=least)
 
 
 def _device_of(x: Tensor) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 E8M0: tl.constexpr = tl.constexpr(0)  # places in request.py's lists of scales and roundings
-E4M3: tl.constexpr = tl.constexpr(1)
+MINIFLOAT: tl.constexpr = tl.constexpr(1)
 BF16_SCALE: tl.constexpr = tl.constexpr(2)
 NEAREST: tl.constexpr = tl.constexpr(0)
 STOCHASTIC: tl.constexpr = tl.constexpr(2)
@@ -124,6 +124,7 @@ def _quantized(x, noise, above, FORMAT: tl.constexpr, R: tl.constexpr, C: tl.con
     MAX: tl.constexpr = FORMAT[4]
     SCALE: tl.constexpr = FORMAT[5]
     ROUNDING: tl.constexpr = FORMAT[9]
+    SCALE_ROUNDING: tl.constexpr = STOCHASTIC if FORMAT[13] else NEAREST  # any remainder sends up
     ROWS: tl.constexpr = x.shape[0]
     COLUMNS: tl.constexpr = x.shape[1]
     magnitude = tl.reshape(_bits(x) & 0x7FFFFFFF, (ROWS // R, R, COLUMNS // C, C))
@@ -138,13 +139,16 @@ def _quantized(x, noise, above, FORMAT: tl.constexpr, R: tl.constexpr, C: tl.con
         scale = _spread(scale, ROWS, COLUMNS, R, C)
     else:
         scale = tl.div_rn(amax, MAX)
-        if SCALE == E4M3:
-            scale = _at_most(_at_least(tl.div_rn(scale, above), FORMAT[8]), 448.0)
-            scale = _round_element(scale, 0.0, True, 3, -6, NEAREST)
+        if SCALE == MINIFLOAT:
+            if FORMAT[14]:
+                scale = tl.div_rn(scale, above)
+            scale = _at_most(_at_least(scale, FORMAT[8]), FORMAT[12])
+            scale = _round_element(scale, 0.0, True, FORMAT[10], FORMAT[11], SCALE_ROUNDING)
             divisor = scale * above
         else:
             if SCALE == BF16_SCALE:
-                scale = _float(_bf16(scale))
+                up = _bits(scale) + 0xFFFF & -0x10000
+                scale = _at_most(_float(up if FORMAT[13] else _bf16(scale)), FORMAT[12])
             scale = tl.where(scale == 0.0, 1.0, scale)
             divisor = scale
         y = tl.div_rn(x, _spread(divisor, ROWS, COLUMNS, R, C))
@@ -193,7 +197,7 @@ def quantize(
     """
     outer, r, c, inside = _tile(rows, columns, ROWS, COLUMNS)
     offset = (outer * rows + r) * columns + c
-    tensor_scale = tl.load(above) if FORMAT[5] == E4M3 else 1.0
+    tensor_scale = tl.load(above) if FORMAT[14] else 1.0
     noise = _uniform(offset, segment, key, first_row) if FORMAT[9] == STOCHASTIC else 0.0
     value = _quantized(_load(x, offset, inside), noise, tensor_scale, FORMAT, R, C)
     if APPLY:
@@ -229,10 +233,10 @@ def quantize_both(
     _, r, c, inside = _tile(rows, columns, ROWS, COLUMNS)
     offset = r * columns + c
     value = _load(x, offset, inside)
-    scale = tl.load(above_across) if ACROSS[5] == E4M3 else 1.0
+    scale = tl.load(above_across) if ACROSS[14] else 1.0
     noise = _uniform(offset, columns, key_across, row_across) if ACROSS[9] == STOCHASTIC else 0.0
     _store(across, offset, inside, _quantized(value, noise, scale, ACROSS, 1, C), limit_across)
-    scale = tl.load(above_down) if DOWN[5] == E4M3 else 1.0
+    scale = tl.load(above_down) if DOWN[14] else 1.0
     noise = _uniform(offset, columns, key_down, row_down) if DOWN[9] == STOCHASTIC else 0.0
     _store(down, c * rows + r, inside, _quantized(value, noise, scale, DOWN, R, 1), limit_down)
 
