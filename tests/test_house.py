@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "compare": {"output", "runs", "stats"},
     "microscope": {"model"},
     "sweep": {"checkpoints", "compare", "config", "fit", "model", "output", "runs", "stats"},
+    "ptq": {"checkpoints", "config", "model", "quantized", "runs", "subjects"},
     "export": {"checkpoints", "config", "quantized", "runs", "subjects"},
     "analysis": {"config", "microscope", "model", "output", "runs", "stats", "subjects"},
     "fit": {"checkpoints", "config", "distributed", "microscope", "model", "runs", "stats"},

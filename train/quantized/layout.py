@@ -88,19 +88,9 @@ class StoredModel:
 
     def layer(self, name: str) -> StoredLayer:
         """The one called `name`."""
-        known = self.document["layers"][name]
-        format = read_format(known["format"])
-        found = {p: self.tensor(k) for p in _PARTS if (k := f"{name}.weight.{p}") in self._files}
-        scale = found["scale"]
-        if scale.dtype is torch.float8_e4m3fn:
-            scale = scale.view(torch.uint8)
-        weight = QuantizedTensor(found["codes"], scale, found.get("tensor_scale"), format, -1)
-        turned = known["transform"]
-        return StoredLayer(
-            weight,
-            None if known["activations"] is None else read_format(known["activations"]),
-            turned and Transform(**turned, given=found.get("transform")),
-        )
+        keys = [f"{name}.weight.{part}" for part in _PARTS]
+        held = {key: self.tensor(key) for key in keys if key in self._files}
+        return stored_layer(name, self.document["layers"][name], held)
 
     def others(self) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every tensor that was left as it is, biases included."""
@@ -146,6 +136,21 @@ class StoredModel:
             raise ValueError(f"{self.folder}: the model of its config.json {wrong}")
         loaded: nn.Module = model.eval()
         return loaded
+
+
+def stored_layer(name: str, said: Mapping[str, Any], held: Mapping[str, Tensor]) -> StoredLayer:
+    """The layer called `name`, of which quantization.json says this, from tensors by full name."""
+    found = {part: held.get(f"{name}.weight.{part}") for part in _PARTS}
+    codes, scale = found["codes"], found["scale"]
+    assert codes is not None and scale is not None
+    if scale.dtype is torch.float8_e4m3fn:
+        scale = scale.view(torch.uint8)
+    turned = said["transform"]
+    return StoredLayer(
+        QuantizedTensor(codes, scale, found["tensor_scale"], read_format(said["format"]), -1),
+        None if said["activations"] is None else read_format(said["activations"]),
+        turned and Transform(**turned, given=found["transform"]),
+    )
 
 
 def is_ours(folder: Path) -> bool:

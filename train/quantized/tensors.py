@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 SHARD_BYTES = 5 * 10**9
@@ -59,6 +60,12 @@ def entries_of(path: Path) -> Iterator[Entry]:
         begin, end = one["data_offsets"]
         chunks = _region(path, 8 + length + begin, end - begin)
         yield Entry(name, one["dtype"], tuple(one["shape"]), end - begin, chunks)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, by name."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def _region(path: Path, begin: int, nbytes: int) -> Callable[[], Iterable[bytes]]:

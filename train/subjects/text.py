@@ -12,7 +12,7 @@ from torch import Tensor
 from data.corpus import CORPORA, corpus_documents
 from data.module import spread
 from data.pretrained import load_vocabulary
-from data.shards import Manifest, TokenShards
+from data.shards import Manifest, SplitName, TokenShards
 from data.verify import verify
 from data.vocabulary import Vocabulary
 from train.subjects.models import Subject
@@ -37,13 +37,17 @@ class Text:
 
 
 def add_text_arguments(
-    parser: argparse.ArgumentParser, windows: int, seq_len: int | None, unit: str = "%(default)s"
+    parser: argparse.ArgumentParser,
+    windows: int,
+    seq_len: int | None,
+    unit: str = "%(default)s",
+    split: SplitName = "val",
 ) -> None:
-    """`unit`: the words for the default of --seq-len."""
+    """`unit`: the words for the default of --seq-len; `split`: that of prepared data."""
     parser.add_argument(
         "--text",
         help=f"a corpus ({', '.join(CORPORA)}), a text file, or a prepared data folder, of which"
-        " the val split is taken (default: a run's own data, else wiki)",
+        f" the {split} split is taken (default: a run's own data, else wiki)",
     )
     parser.add_argument("--tokenizer", help="file, folder or hub id (default: the model's own)")
     parser.add_argument("--windows", type=int, default=windows, help="default: %(default)s")
@@ -55,7 +59,7 @@ def add_text_arguments(
     )
 
 
-def read_text(subject: Subject, args: argparse.Namespace) -> Text:
+def read_text(subject: Subject, args: argparse.Namespace, split: SplitName = "val") -> Text:
     """The windows that the arguments name; ValueError if there are not so many."""
     if min(args.windows, args.seq_len) < 1:
         raise ValueError(f"--windows {args.windows} --seq-len {args.seq_len}: both at least 1")
@@ -63,7 +67,8 @@ def read_text(subject: Subject, args: argparse.Namespace) -> Text:
     if (Path(name) / "manifest.json").is_file():
         if args.tokenizer:
             raise ValueError(f"--tokenizer has no effect: {name} holds tokens already")
-        tokens, source = _prepared(Path(name))
+        tokens: _Shards | NDArray[np.int64]
+        tokens, source = _prepared(Path(name), split)
     else:
         vocabulary = load_vocabulary(args.tokenizer) if args.tokenizer else subject.vocabulary
         if vocabulary is None:
@@ -85,11 +90,24 @@ def read_text(subject: Subject, args: argparse.Namespace) -> Text:
     return Text(torch.from_numpy(rows), f"{source}, {len(tokens)} tokens")
 
 
-def _prepared(folder: Path) -> tuple[NDArray[np.int64], str]:
+class _Shards:
+    """The tokens of a split, read where they are looked at."""
+
+    def __init__(self, shards: TokenShards) -> None:
+        self._shards = shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, where: slice) -> NDArray[np.int64]:
+        return self._shards.read(where.start, where.stop)
+
+
+def _prepared(folder: Path, split: SplitName) -> tuple[_Shards, str]:
     manifest = Manifest.load(folder)
     verify(folder, manifest)
-    shards = TokenShards(folder, manifest, "val")
-    return shards.read(0, len(shards)), f"val split of {folder} ({manifest.fingerprint[:12]})"
+    shards = TokenShards(folder, manifest, split)
+    return _Shards(shards), f"{split} split of {folder} ({manifest.fingerprint[:12]})"
 
 
 def _encoded(name: str, vocabulary: Vocabulary, cache: Path) -> tuple[NDArray[np.int64], str]:
