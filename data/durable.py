@@ -5,14 +5,22 @@ from pathlib import Path
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Replace `path` in one step, on disk before the call returns."""
+    """Replace `path` in one step, on disk before the call returns; OSError that names it."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: Path, error: OSError) -> OSError:
+    """The same error with the file in its words, which a full disk's does not have."""
+    return OSError(f"{path} cannot be written: {error.strerror or error}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,11 +4,12 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from data.chunks import Position
 from data.durable import write_durably
 from data.files import digest
+from data.plain import as_type, read_json, sealed, unsealed
 from data.shards import SPLITS, SplitName
 from data.verify import Stamp, refuse_changes, stamps_of
 from data.writer import SplitProgress
@@ -45,18 +46,19 @@ class Journal:
             journal.sha256 = {str(path): digest(path) for path in inputs.aside}
             journal.save(folder)
             return journal
-        refuse_difference(folder, record["arguments"], arguments)
         if "stamps" not in record:
             raise ValueError(f"{folder} was begun by an earlier version: delete it to start anew")
-        known = {name: record["sha256"].get(name) for name in record["stamps"]}
-        refuse_changes(folder, known, record["stamps"], inputs.all)
-        position = Position(**record.pop("position"))
-        splits = {name: SplitProgress.from_record(record["splits"][name]) for name in SPLITS}
-        return cls(**record | {"position": position, "splits": splits})
+        journal = cast(Journal, as_type(cls, record, str(folder / _FILE)))
+        if journal.splits.keys() != {*SPLITS}:
+            raise ValueError(f"{folder / _FILE} has splits {sorted(journal.splits)}")
+        refuse_difference(folder, journal.arguments, arguments)
+        known = {name: journal.sha256.get(name) for name in journal.stamps}
+        refuse_changes(folder, known, journal.stamps, inputs.all)
+        return journal
 
     def save(self, folder: Path) -> None:
         """Durable when it returns."""
-        write_durably(folder / _FILE, json.dumps(asdict(self)))
+        write_durably(folder / _FILE, json.dumps(sealed(asdict(self))))
 
     @staticmethod
     def remove(folder: Path) -> None:
@@ -89,10 +91,14 @@ def _read(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record if record["text_bytes"] is not None else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a journal of `lowbit prepare`") from error
+        found = as_type(_Begun, unsealed(read_json(path), path), str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; not a journal of `lowbit prepare`") from None
+    return cast(dict[str, Any], found) if found["text_bytes"] is not None else None
+
+
+class _Begun(TypedDict):
+    text_bytes: int | None
 
 
 def refuse_difference(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

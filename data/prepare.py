@@ -14,14 +14,13 @@ from typing import Any, get_args
 from data.chunks import PIECE_CHARACTERS, cut, split_key
 from data.corpus import CORPORA
 from data.durable import write_durably
-from data.inspection import inspect
 from data.journal import Journal, refuse_difference
 from data.packing import TOKENIZER_FILE, Packing, Splitter
 from data.pretrained import load_vocabulary
 from data.request import PrepareRequest
 from data.shards import Manifest
 from data.source import SampleBy, Source
-from data.verify import check_complete, check_present, remember
+from data.verify import check_complete, check_present, inspect, remember
 from data.vocabulary import Vocabulary, trained_vocabulary
 
 TRAINING_CHARACTERS = 2**27  # what a tokenizer sees of the training split: bounds time and memory
@@ -77,6 +76,9 @@ def _locked(folder: Path) -> Iterator[None]:
     except BlockingIOError as error:
         os.close(descriptor)
         raise ValueError(f"another `lowbit prepare` is writing {folder}") from error
+    except OSError as error:
+        os.close(descriptor)
+        raise ValueError(f"{folder} cannot be locked ({error.strerror}): choose another") from error
     try:
         yield
     finally:

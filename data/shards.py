@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.durable import write_durably
+from data.plain import as_type, read_json
 
 FORMAT_VERSION = 1
 HEADER_BYTES = 128  # of a one-dimensional .npy file of any length
@@ -103,8 +104,8 @@ class Manifest:
             raise FileNotFoundError(
                 f"{folder} holds no manifest.json: make it with `lowbit prepare {folder}`"
             )
+        record = as_type(dict[str, Any], read_json(path), str(path))
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
             version, checksum = record.pop("format_version"), record.pop("checksum")
             if version != FORMAT_VERSION:
                 raise ValueError(f"{path}: format_version {version}, expected {FORMAT_VERSION}")
@@ -113,7 +114,7 @@ class Manifest:
             del record["fingerprint"]
             record |= {name: _split(record[name]) for name in SPLITS}
             return cls(**record)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a manifest of `lowbit prepare`: {error}") from error
 
 

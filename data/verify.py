@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from data.durable import write_durably
 from data.files import digest
-from data.shards import HEADER_BYTES, SPLITS, Manifest, Shard
+from data.plain import as_type, read_json, read_text
+from data.shards import HEADER_BYTES, SPLITS, Manifest, Shard, TokenShards
+from data.vocabulary import Vocabulary
 
 Stamp = list[int]
 _GRAIN_NS = 2 * 10**9  # a file changed twice within a clock's grain may keep its times
@@ -72,24 +74,33 @@ def _check(folder: Path, shard: Shard, manifest: Manifest) -> None:
         raise ValueError(f"{path} holds id {largest}, expected below {manifest.vocab_size}")
 
 
-def _machine_cache(folder: Path, kind: str = "verified") -> Path:
-    """One file per machine and folder: a home may be shared, what a machine reads is not."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _machine_cache(folder: Path, kind: str = "verified") -> Path | None:
+    """One file per machine and folder: a home may be shared, what a machine reads is not. None for
+    who has no home, as in containers.
+    """
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
     name = hashlib.sha256(f"{platform.node()}:{folder.resolve()}".encode()).hexdigest()
     return root / "lowbit" / kind / f"{name}.json"
 
 
-def _read_cache(cache: Path) -> dict[str, Any]:
+def _read_cache(cache: Path | None) -> dict[str, Any]:
     """The stamps of files that were read before, by name."""
+    if cache is None:
+        return {}
     try:
-        known: dict[str, Any] = json.loads(cache.read_text(encoding="utf-8"))
+        known: dict[str, Any] = as_type(dict[str, list[Any]], read_json(cache), str(cache))
         return known
     except (OSError, ValueError):
         return {}  # the shards are then read again
 
 
-def _write_cache(cache: Path, stamps: dict[str, list[Any]]) -> None:
+def _write_cache(cache: Path | None, stamps: dict[str, list[Any]]) -> None:
     """Keep stamps for `_read_cache`, where that can be done."""
+    if cache is None:
+        return
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_durably(cache, json.dumps(stamps))
@@ -143,3 +154,37 @@ def remember(folder: Path, stamps: Mapping[str, Stamp], started: int) -> None:
     """Keep on this machine which stamps the files had when they were read, from `started` on."""
     old = {name: s for name, s in stamps.items() if max(s[1], s[2]) < started - _GRAIN_NS}
     _write_cache(_machine_cache(folder, "inputs"), old)
+
+
+_SAMPLE_TOKENS = 200
+_CHUNK = 2**24
+
+
+def inspect(folder: Path) -> str:
+    """Statistics and the beginning of each split, after every hash was checked anew."""
+    manifest = Manifest.load(folder)
+    verify(folder, manifest, trust_earlier=False)
+    json = read_text(folder / manifest.tokenizer_file)
+    vocabulary = Vocabulary(json, manifest.eos_id)
+    lines = [f"{folder}: every hash is right", manifest.summary()]
+    for name in SPLITS:
+        tokens = TokenShards(folder, manifest, name)
+        lines.append(f"--- {name}: {len(manifest.split(name).shards)} shards, beginning with")
+        if len(tokens):
+            entropy = unigram_entropy(tokens, manifest.vocab_size)
+            lines.append(f"{name} unigram entropy: {entropy:.4f} nats per token")
+            sample = tokens.read(0, min(_SAMPLE_TOKENS, len(tokens)))
+            lines.append(vocabulary.decode(sample.tolist()))
+    return "\n".join(lines)
+
+
+def unigram_entropy(tokens: TokenShards, vocab_size: int) -> float:
+    """-sum p log p over the frequencies of the ids, in nats: what a model must beat that knows only
+    how frequent each token is.
+    """
+    counts = np.zeros(vocab_size)
+    for first in range(0, len(tokens), _CHUNK):
+        chunk = tokens.read(first, min(first + _CHUNK, len(tokens)))
+        counts += np.bincount(chunk, minlength=vocab_size)
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())

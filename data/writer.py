@@ -25,12 +25,6 @@ class SplitProgress:
         """In all shards."""
         return sum(shard.tokens for shard in self.shards) + self.open_tokens
 
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "SplitProgress":
-        """Where the journal says it stood."""
-        shards = [Shard(**shard) for shard in record["shards"]]
-        return cls(record["documents"], shards, record["open_tokens"])
-
 
 class SplitWriter:
     """Appends ids to the shards of one split, all but the last of the same size."""

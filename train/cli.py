@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from train.output.console import leave_torchao_out
 from train.output.lasting import lasting_streams
+from train.output.tables import printable
 from train.runs.outcome import NonFiniteError
 
 VERBS = {
@@ -89,7 +90,7 @@ def _answered(verb: str, run: Callable[[], int]) -> int:
         print(f"lowbit: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        print(f"lowbit: error: {error}", file=sys.stderr)
+        print(f"lowbit: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except NonFiniteError as error:
         print(f"lowbit: not finite: {error}", file=sys.stderr)

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.inspection import inspect, unigram_entropy
 from data.prepare import prepare
 from data.request import PrepareRequest
 from data.shards import Manifest, TokenShards
-from data.verify import verify
+from data.verify import inspect, unigram_entropy, verify
 
 
 def concatenated(folder: Path, split: str) -> np.ndarray:
@@ -106,8 +105,8 @@ def edit_manifest(folder: Path, **changes: object) -> None:
         (lambda folder: edit_manifest(folder, vocab_size=5), "was changed after"),
         (lambda folder: edit_manifest(folder, empty_documents=1), "was changed after"),
         (lambda folder: edit_manifest(folder, format_version=2), "format_version 2, expected 1"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "is not a manifest"),
-        (lambda folder: (folder / "manifest.json").write_text("[]"), "is not a manifest"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "is not JSON"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "expected dict"),
     ],
 )
 def test_damage_is_found(folder: Path, damage: Callable[[Path], object], message: str) -> None:

@@ -69,6 +69,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def verify_checkpoint(path: Path) -> dict[str, Any]:
     """The manifest; raises DamagedCheckpointError unless every file has the SHA-256 in it."""
     manifest = read_manifest(path)
+    step = manifest["origin"].get("step")
+    if step is not None and step != step_of(path):
+        raise DamagedCheckpointError(f"{path} is of step {step}: it was renamed")
     for name, digest in manifest["files"].items():
         if Path(name).name != name:
             raise DamagedCheckpointError(f"{path}: {name!r} is no file of the folder")

@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
 from data.durable import write_durably
+from data.plain import as_type, read_as, sealed
 from train.stats.serial import window_mean
 
 FORMAT_VERSION = 1
@@ -41,7 +42,7 @@ class CastSet:
 
     def write(self, folder: Path) -> None:
         """Whole, or as it was."""
-        write_durably(folder / FILE, json.dumps(asdict(self)) + "\n")
+        write_durably(folder / FILE, json.dumps(sealed(asdict(self)), allow_nan=False) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """By recipe that all checkpoints have: means over checkpoints and windows.
@@ -68,15 +69,32 @@ class CastSet:
         return row
 
 
+class _Values(TypedDict):
+    gap: list[float]
+    kl: list[float]
+
+
+class _Windows(TypedDict):
+    documents: list[int]
+
+
+class _Unit(TypedDict):
+    checkpoint: int
+    digest: str
+    windows: _Windows
+    values: dict[str, _Values]
+
+
+class _Written(TypedDict):
+    units: list[_Unit]
+
+
 def read_casts(folder: Path) -> CastSet | None:
     """What `folder` holds, if there are any."""
     path = folder / FILE
     if not path.exists():
         return None
-    try:
-        found = CastSet(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} holds no casts: {error}") from None
+    found = cast(CastSet, as_type(CastSet, read_as(_Written, path), str(path)))
     if found.format_version != FORMAT_VERSION:
         raise ValueError(f"{path}: format_version is {found.format_version}, not {FORMAT_VERSION}")
     return found

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from data.durable import write_durably
+from data.plain import as_type, read_as, sealed
 from train.compare.branch_casts import read_casts
+from train.compare.branch_shape import Written, check_units
 from train.compare.branch_table import branch_lines
 from train.compare.verdicts import chosen_pairs
 from train.runs.belonging import foreign
@@ -28,8 +30,8 @@ class BranchSet:
 
     baseline: str
     horizon: int
-    arms: list[dict[str, Any]]  # label, recipe, changes, control
-    checkpoints: list[dict[str, Any]]  # path, step, max_steps, digest
+    arms: list[dict[str, Any]]  # of `Arm`
+    checkpoints: list[dict[str, Any]]  # of `Point`
     origin: dict[str, Any]  # versions, machine, commit
     commands: list[str]
     units: list[dict[str, Any]] = field(default_factory=list)
@@ -64,7 +66,8 @@ class BranchSet:
     def write(self, folder: Path) -> None:
         """Whole, or as it was."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_durably(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
+        plain = sealed(asdict(self))
+        write_durably(folder / FILE, json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
     def gaps(self, rounds: int | None = None) -> dict[str, Strata]:
         """By label, then checkpoint: loss minus that of the baseline on the same batches."""
@@ -209,11 +212,8 @@ def read_branches(folder: Path) -> BranchSet | None:
     path = folder / FILE
     if not path.exists():
         return None
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        found = BranchSet(**plain)
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{path} holds no branches: {error}") from None
+    found = cast(BranchSet, as_type(BranchSet, read_as(Written, path), str(path)))
+    check_units(found, path)
     if found.format_version != FORMAT_VERSION:
         raise ValueError(
             f"{path}: format_version is {found.format_version}, this lowbit reads {FORMAT_VERSION}"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from train.compare.branches import BranchSet, find_branches, read_branches
-from train.compare.copies import check_copies
 from train.compare.dynamics import behaviour, common_target
 from train.compare.gaps import RULE, compare_pair
 from train.compare.gates import TIMES, over_bound, unequal
@@ -19,6 +18,7 @@ from train.compare.notes import notes
 from train.compare.pairing import (
     FIELDS,
     allowed_field,
+    check_copies,
     check_pairing,
     circumstances,
     contrast,
@@ -29,6 +29,7 @@ from train.compare.rows import cast_gaps, recipe_row, run_row
 from train.compare.stopping import read_stopping
 from train.compare.table import terminal
 from train.compare.verdicts import chosen_pairs, judge, planned_pair
+from train.output.tables import printable
 from train.runs.folders import check_results_folder
 from train.runs.record import has_record
 from train.runs.run import SMOOTHING, Run, read_runs
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         export_curves(
             [one for one in runs if one.path not in [g.path for g in golden]], args.export
         )
-    print(f"{terminal(result)}\n\nreport: {folder / 'report.html'}")
+    print(printable(f"{terminal(result)}\n\nreport: {folder / 'report.html'}"))
     for failure in failures:
         print(f"FAILED {failure}")
     return 1 if failures else 0

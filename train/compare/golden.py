@@ -2,13 +2,16 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from train.runs.metrics import EMPTY, Array, is_empty
+from data.durable import write_durably
+from data.plain import read_as, sealed
+from train.runs.metrics import EMPTY, Array, checked_metrics, is_empty
+from train.runs.record import checked
 from train.runs.run import Run
 
 FORMAT_VERSION = 2
@@ -44,31 +47,42 @@ def export_curves(runs: Sequence[Run], path: Path) -> None:
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain, allow_nan=False) + "\n", encoding="utf-8")
+    write_durably(path, json.dumps(sealed(plain), allow_nan=False) + "\n")
 
 
 def import_curves(path: Path) -> list[Run]:
     """The exported runs, as if in a folder of the file's name."""
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        version = plain["format_version"]
-        if version not in (OLD, FORMAT_VERSION):
-            raise ValueError(f"format_version is {version}, this lowbit reads {FORMAT_VERSION}")
-        known = {"golden_columns": OLD_COLUMNS} if version == OLD else {}
-        return [
-            Run(
-                path / run["name"],
-                run["info"] | known,
-                {name: _column(values) for name, values in run["metrics"].items()},
-            )
-            for run in plain["runs"]
-        ]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no golden curves: {error}") from None
+    plain = read_as(_Curves, path)
+    version = plain["format_version"]
+    if version not in (OLD, FORMAT_VERSION):
+        raise ValueError(f"{path}: format_version is {version}, this lowbit reads {FORMAT_VERSION}")
+    known = {"golden_columns": OLD_COLUMNS} if version == OLD else {}
+    return [
+        Run(path / run["name"], checked(run["info"], path) | known, _metrics(run["metrics"], path))
+        for run in plain["runs"]
+    ]
 
 
-def _column(values: Iterable[Any]) -> Any:
-    return np.array([EMPTY if x is None else float(x) for x in values], dtype=np.float64)
+class _Golden(TypedDict):
+    name: str
+    info: dict[str, Any]
+    metrics: dict[str, list[Any]]
+
+
+class _Curves(TypedDict):
+    format_version: int
+    runs: list[_Golden]
+
+
+def _metrics(columns: dict[str, list[Any]], path: Path) -> dict[str, Array]:
+    found = {}
+    for name, values in columns.items():
+        try:
+            cells = [EMPTY if x is None else float(x) for x in values]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{path}: {name[:40]}: {error}") from None
+        found[name] = np.array(cells, dtype=np.float64)
+    return checked_metrics(found, path)
 
 
 def _plain(column: Array) -> list[Any]:

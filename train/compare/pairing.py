@@ -5,7 +5,10 @@ say it, field by field.
 import argparse
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
+
+import numpy as np
 
 from train.runs.declaration import ALIASES, DECLARATION, Group, any_covers, declared_key
 from train.runs.identity import Difference, text
@@ -102,6 +105,25 @@ def _check_independent(runs: Sequence[Run]) -> None:
                 f" from weights {run.info['initial_weights']} and read the batches of data seed"
                 f" {run.info['data'].get('seed')}"
             )
+
+
+_COPIED = ("train/loss", "grad_norm")
+
+
+def check_copies(runs: Sequence[Run]) -> None:
+    """ValueError for two seeds of a label whose curves are the same bits, as far as both go."""
+    for a, b in combinations(runs, 2):
+        if a.label == b.label and a.seed != b.seed and _same(a, b):
+            raise ValueError(
+                f"{a.path} and {b.path} are one run under two seeds: their losses are the same"
+            )
+
+
+def _same(a: Run, b: Run) -> bool:
+    steps = min(len(a.metrics["step"]), len(b.metrics["step"]))
+    columns = [name for name in _COPIED if name in a.metrics and name in b.metrics]
+    pairs = [(a.metrics[name][:steps], b.metrics[name][:steps]) for name in columns]
+    return steps > 0 and all(np.array_equal(x, y, equal_nan=True) for x, y in pairs)
 
 
 # --- what a pair differs in besides ---------------------------------------------------------------

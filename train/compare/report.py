@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from data.durable import write_durably
 from train.compare.gaps import matched, pairs_of, val_gaps
@@ -61,13 +60,7 @@ def _details(runs: list[Run], result: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(run: Run) -> dict[str, Any]:
     found = {k: v for k, v in run.info.items() if k not in NOT_SETTINGS}
-    config = run.path / "config.yaml"
-    if config.exists():
-        try:
-            found["config.yaml"] = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{config} is not YAML: {error}") from None
-    return _flat(found)
+    return _flat(found | ({"config.yaml": run.config} if run.config else {}))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

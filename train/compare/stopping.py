@@ -3,6 +3,10 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
+
+from data.durable import write_durably
+from data.plain import read_as, sealed
 
 FILE = "stopping.json"
 
@@ -19,7 +23,7 @@ def write_stopping(folder: Path, stopping: Stopping) -> None:
     """Beside the run folders; what an earlier call wrote stays, for it was the first stage."""
     folder.mkdir(parents=True, exist_ok=True)
     if read_stopping(folder) is None:
-        (folder / FILE).write_text(json.dumps(asdict(stopping)) + "\n", encoding="utf-8")
+        write_durably(folder / FILE, json.dumps(sealed(asdict(stopping))) + "\n")
 
 
 def read_stopping(folder: Path) -> Stopping | None:
@@ -27,8 +31,4 @@ def read_stopping(folder: Path) -> Stopping | None:
     path = folder / FILE
     if not path.exists():
         return None
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        return Stopping(float(plain["target_se"]), tuple(map(int, plain["first"])))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not say how the sweep was stopped: {error}") from None
+    return cast(Stopping, read_as(Stopping, path))

@@ -124,10 +124,7 @@ def _read(source: str) -> Plain:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise FileNotFoundError(f"{source} cannot be read: {reason}") from None
         text, source = source, "a configuration on the command line"
-    try:
-        plain = load_yaml(text)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+    plain = load_yaml(text, source)
     if not isinstance(plain, dict):
         what = "is empty" if plain is None else f"holds {str(plain)[:40]!r}"
         raise ValueError(f"{source} {what}, expected a mapping such as `model: ...`")

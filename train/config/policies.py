@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser
 
 from lowbit import LayerPolicy, QuantRecipe
 from train.config import formats as formats  # by name, in YAML
-from train.config.strict_yaml import load_yaml
+from train.config.strict_yaml import read_yaml
 
 SHIPPED = Path(__file__).parents[2] / "configs"  # beside the packages, in a checkout
 BASELINE = "bf16"
@@ -33,7 +33,7 @@ def check_name(policy: LayerPolicy, control: str | None) -> None:
         )
     for path in (SHIPPED / kind / f"{policy.name}.yaml" for kind in ("recipe", "control")):
         if path.is_file():
-            model = load_yaml(path.read_text())["model"]
+            model = read_yaml(path)["model"]
             differs = _differences(read_policy(model["policy"]), policy)
             if model.get("control") != control:
                 differs.append(f"control ({model.get('control')} there, {control} here)")

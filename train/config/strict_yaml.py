@@ -1,9 +1,12 @@
 """YAML as configurations use it: plain data, numbers as in YAML 1.2, no key twice, no code."""
 
 import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+
+from data.plain import read_text
 
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 50
@@ -50,17 +53,24 @@ for _tag, (_pattern, _first) in _TAGS.items():
     )
 
 
-def load_yaml(text: str) -> Any:
-    """Plain data; YamlError with the line for anything else."""
-    if len(text) > MAX_CHARACTERS:
-        raise YamlError(f"{len(text)} characters of YAML: at most {MAX_CHARACTERS}")
+def load_yaml(text: str, source: object = "") -> Any:
+    """Plain data; YamlError with the line for anything else, and with the file it is from."""
+    before = f"{source}: " if source else ""
     try:
+        if len(text) > MAX_CHARACTERS:
+            raise YamlError(f"{len(text)} characters of YAML: at most {MAX_CHARACTERS}")
         _check_shape(text)
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise YamlError(" ".join(str(error).split())) from None
-    _check_classes(value, trainer=False)
+        _check_classes(value, trainer=False)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        # beside YAML's own: a number, a date or a tag that Python's constructor stumbles over
+        raise YamlError(before + " ".join(str(error).split())) from None
     return value
+
+
+def read_yaml(path: Path) -> Any:
+    """A file of it."""
+    return load_yaml(read_text(path), path)
 
 
 def _check_shape(text: str) -> None:

@@ -38,8 +38,7 @@ def check_strategy(trainer: Trainer, keep: Keep) -> None:
             "this PyTorch has no NCCL, through which GPUs talk: install a CUDA build of it, or "
             "train on one device (trainer.devices=1, trainer.strategy=auto)"
         )
-    agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's own
-    if on_first_rank() and not agent_listens and strategy.cluster_environment is not None:
+    if on_first_rank() and not launcher_listens() and strategy.cluster_environment is not None:
         port = strategy.cluster_environment.main_port
         try:
             socket.create_server(("", port)).close()
@@ -48,6 +47,11 @@ def check_strategy(trainer: Trainer, keep: Keep) -> None:
                 f"the rendezvous port {port} cannot be used ({error.strerror}): set MASTER_PORT to "
                 "a free one"
             ) from None
+
+
+def launcher_listens() -> bool:
+    """Whether ranks meet at torchrun's own agent, which ends all when it has lost one."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def products_of_all(device: str) -> Products:

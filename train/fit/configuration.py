@@ -2,14 +2,12 @@
 
 import sys
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from data.durable import write_durably
 from data.module import TokenDataModule
@@ -18,7 +16,9 @@ from train.config.layers import Layers
 from train.config.policies import check_name, read_policy
 from train.config.strict_yaml import load_yaml, use_strict_yaml
 from train.distributed.ranks import check_strategy, on_first_rank
+from train.distributed.rendezvous import PATIENCE, set_patience
 from train.fit.clamping import CodeUse
+from train.fit.event_log import EventLog
 from train.fit.metrics_csv import MetricsCsv
 from train.fit.non_finite import NonFiniteReport
 from train.fit.progress import Progress
@@ -97,6 +97,12 @@ def _add_arguments_of_training(parser: LightningArgumentParser) -> None:
         type=int,
         default=600,
         help="Seconds that a rank waits for the others before it gives up.",
+    )
+    parser.add_argument(
+        "--rendezvous_timeout",
+        type=int,
+        default=PATIENCE,
+        help="The same before they have met, where no launcher ends them.",
     )
 
 
@@ -190,9 +196,10 @@ class RunCLI(LightningCLI):
             self.run_dir, self.config["resume"], is_writer=is_writer
         )
         step = 0 if self.resume_point is None else step_of(self.resume_point)
-        board = TensorBoardLogger(self.run_dir, name="", version="", purge_step=step + 1)
+        patient = self.config["disk_full"] == "continue"
+        board = EventLog(self.run_dir, step + 1, patient=patient)
         trainer = super().instantiate_trainer(
-            logger=[board, MetricsCsv(self.run_dir, step)],
+            logger=[board, MetricsCsv(self.run_dir, step, patient=patient)],
             plugins=[AtomicCheckpointIO()],
             profiler=self.config_init["trainer"]["profiler"] or StepTimes(),
             val_check_interval=validation_interval(self.config_init["trainer"]),
@@ -203,7 +210,7 @@ class RunCLI(LightningCLI):
         check_strategy(trainer, self.model.keep)
         leave_signals_alone(trainer)
         if hasattr(trainer.strategy, "_timeout"):  # of strategies that join several processes
-            trainer.strategy._timeout = timedelta(seconds=self.config["collective_timeout"])
+            set_patience(trainer.strategy, self.config)
         trainer.callbacks += self._callbacks()  # type: ignore[attr-defined]
         return trainer
 

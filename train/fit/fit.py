@@ -21,8 +21,10 @@ from train.fit.resume import (
     adopt_older,
     bring_rows,
     check_origin,
+    check_rows,
     check_same_origin,
     check_same_run,
+    check_weights,
     recipe_of,
     set_later_aside,
 )
@@ -107,6 +109,8 @@ def _check_same_run(cli: RunCLI, point: Path) -> None:
     check_origin(point, origin, now)
     check_products(point, origin, bf16.products(cli.trainer.strategy.root_device.type))
     check_same_origin(point, identity)
+    check_weights(point, cli.run_dir)
+    check_rows(point, cli.run_dir)
     if step_of(point) > cli.trainer.max_steps:
         raise ValueError(f"{point} is beyond trainer.max_steps={cli.trainer.max_steps}")
 

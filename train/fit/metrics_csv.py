@@ -1,16 +1,18 @@
 """A logger that keeps every step's metrics at full precision, one row a step, through resumes."""
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from data.durable import write_durably
-from train.runs.metrics import COLUMNS, metrics_line, read_rows
+from data.durable import unwritten, write_durably
+from train.runs.metrics import COLUMNS, HEADER, Mark, metrics_line, read_rows, rows_end
 
 
 class MetricsCsv(Logger):
@@ -19,13 +21,16 @@ class MetricsCsv(Logger):
     TensorBoard stores float32 and is for looking; this file is what `lowbit compare` reads.
     """
 
-    def __init__(self, folder: Path, resume_step: int = 0) -> None:
+    def __init__(self, folder: Path, resume_step: int = 0, *, patient: bool = False) -> None:
+        """`patient`: keep rows that cannot be written, and write them with the next."""
         super().__init__()
+        self._patient, self._kept = patient, b""
         self.path = folder / "metrics.csv"
         self._resume_step = resume_step
         self._row: dict[str, Any] = {}
         self._file: Any = None
         self._start = 0  # of the row being collected, in the file
+        self._before = hashlib.sha256()  # of all before it
         self._written = True
 
     @property
@@ -47,24 +52,41 @@ class MetricsCsv(Logger):
         if self._file is None:
             self._open()
         if step != self._row.get("step"):
-            self.flush()
-            self._start, self._row = self._file.seek(0, os.SEEK_END), {}
+            self._write_if_possible()
+            self._close_row()
         self._row |= {"step": step, **metrics}
         self._written = False
         if unknown := set(self._row) - set(COLUMNS):
             raise ValueError(f"metrics.csv has no column for {sorted(unknown)}")
+
+    def _close_row(self) -> None:
+        """No more comes for the row being collected."""
+        line = metrics_line(self._row) if self._row else b""
+        self._before.update(line)
+        if not self._written:
+            self._kept += line
+        self._start, self._row = self._start + len(line), {}
 
     @rank_zero_only
     def flush(self) -> None:
         """Write the row being collected; where more comes for it, it is written again in place."""
         if self._written:
             return
-        self._file.seek(self._start)
-        self._file.write(
-            metrics_line(self._row)
-        )  # one call: a kill leaves the old row or the new one
-        self._file.truncate()
-        self._written = True
+        rows = self._kept + metrics_line(self._row)
+        try:  # one call: a kill leaves the old row or the new
+            _write(self._file, self._start - len(self._kept), rows)
+        except OSError as error:
+            raise unwritten(self.path, error) from error
+        self._written, self._kept = True, b""
+
+    def _write_if_possible(self) -> None:
+        try:
+            self.flush()
+        except OSError as error:
+            if not self._patient:
+                raise
+            if not self._kept:
+                print(f"lowbit: {error}; its rows are kept until they can be", flush=True)
 
     @rank_zero_only
     def sync(self) -> None:
@@ -73,21 +95,55 @@ class MetricsCsv(Logger):
         if self._file is not None:
             os.fsync(self._file.fileno())
 
+    def mark(self) -> dict[str, Any] | None:
+        """Of the rows so far, for a checkpoint; None where there are none."""
+        if self._file is None or not self._row:
+            return None
+        row = metrics_line(self._row).decode()
+        return asdict(Mark(HEADER.decode(), self._start, self._before.hexdigest(), row))
+
     def _open(self) -> None:
-        kept = [row for row in read_rows(self.path) if int(row["step"]) <= self._resume_step]
-        last = kept[-1] if kept and int(kept[-1]["step"]) == self._resume_step else None
-        lines = [metrics_line({column: column for column in COLUMNS}), *map(metrics_line, kept)]
-        self._start = sum(len(line) for line in lines[:-1]) if kept else 0
-        write_durably(self.path, b"".join(lines).decode())
+        data = self.path.read_bytes() if self.path.exists() else b""
+        if not data.startswith(HEADER):  # none, or of an older lowbit
+            data = HEADER + b"".join(map(metrics_line, read_rows(self.path)))
+            write_durably(self.path, data.decode())
+        try:
+            end = rows_end(data, self._resume_step)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
         self._file = self.path.open("r+b", buffering=0)
-        if last is not None:  # a validation that a stop put off may still add to it
-            self._row = {k: v for k, v in last.items() if v} | {"step": self._resume_step}
+        self._file.truncate(end)
+        last = data.rfind(b"\n", 0, max(end - 1, 0)) + 1
+        cells = dict(zip(COLUMNS, data[last:end].decode().strip().split(","), strict=False))
+        if end > len(HEADER) and cells["step"] == str(self._resume_step):
+            # a validation that a stop put off may still add to it
+            self._row = {k: v for k, v in cells.items() if v} | {"step": self._resume_step}
+        self._start = last if self._row else end
+        self._before = hashlib.sha256(data[: self._start])
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the last row and close the file."""
-        self.flush()
+        if status == "failed":
+            self._write_if_possible()  # what failed is said already
+        else:
+            self.flush()
         if self._file is not None:
             self._file.close()
             self._file = None
             self._resume_step = sys.maxsize  # what is there now stays
+
+
+def _write(file: Any, start: int, line: bytes) -> None:
+    """The line at its place, and nothing after it. Where that fails, nothing is there at all: half
+    a row would be taken for one.
+    """
+    file.seek(start)
+    try:
+        written = file.write(line)
+        if written < len(line):  # a disk that fills up takes a part
+            file.write(line[written:])
+        file.truncate()
+    except OSError:
+        file.truncate(start)
+        raise

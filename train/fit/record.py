@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from data.module import TokenDataModule
 from lowbit import kernels
 from train.distributed.ranks import products_of_all
+from train.fit.metrics_csv import MetricsCsv
 from train.fit.signals import Preempted
 from train.model.module import PretrainModule
 from train.model.recipe_table import phase_rows
@@ -46,6 +47,7 @@ class RunRecord(Callback):
         self._start = start
         self.identity: dict[str, Any] | None = None  #: on the rank that writes
         self.segments: list[dict[str, Any]] = []
+        self.circumstances: dict[str, Any] = {}  #: that may move last digits
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Before the first step, or when a run goes on."""
@@ -61,8 +63,9 @@ class RunRecord(Callback):
         record |= _carried(before, self._start, record)
         record["identity"] = Identity.of(record, self._start.config).plain()
         self.identity, self.segments = record["identity"], record["segments"]
+        self.circumstances = {key: record[key] for key in ("versions", "machine", "kernels")}
         if own:  # what the run was at its first start stays; how it went on is in the history
-            changed = ("status", "max_steps", "phases", "segments", "starts", "identity")
+            changed = ("status", "max_steps", "phases", "segments", "starts", "identity", *_OF_NOW)
             record = {k: v for k, v in before.items() if k not in ("error", "metrics")} | {
                 key: record[key] for key in changed
             }
@@ -92,7 +95,33 @@ class RunRecord(Callback):
             return  # still running: the next start goes on
         if trainer.is_global_zero and has_record(self._folder):
             status = "diverged" if isinstance(exception, NonFiniteError) else "failed"
-            update_record(self._folder, status=status, error=str(exception))
+            try:
+                self._end(status, str(exception), _rows_left(trainer, self._folder))
+            except OSError as error:  # a full disk: what ended the run is what is to be said
+                print(f"lowbit: {error}; it does not say that the run {status}", flush=True)
+
+    def _end(self, status: str, error: str, rows: dict[str, Any]) -> None:
+        """As it stands now, and for good in the history of starts."""
+        how = {"status": status, "error": error}
+        starts = read_record(self._folder).get("starts", [])
+        for start in starts[-1:]:
+            start["ended"] = how
+        update_record(self._folder, **how, starts=starts, **rows)
+
+
+#: of run.json, what is true of the newest start; what was before is in `starts`
+_OF_NOW = ("versions", "machine", "commit", "threads", "world_size", "kernels")
+
+
+def _rows_left(trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """The digest of metrics.csv as it is left; nothing where a disk does not let it be written."""
+    try:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.sync()
+        return {"metrics": {"sha256": metrics_digest(folder)}}
+    except OSError:
+        return {}
 
 
 def _carried(before: dict[str, Any], start: Start, record: dict[str, Any]) -> dict[str, Any]:

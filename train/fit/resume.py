@@ -18,8 +18,9 @@ from train.checkpoints.folder import (
     sweep_leftovers,
     verify_checkpoint,
 )
-from train.runs.belonging import SEGMENTS, WHAT_IT_IS, run_identity
-from train.runs.identity import Identity, read_identity
+from train.runs.belonging import SEGMENTS, WHAT_IT_IS, refuse_foreign, run_identity
+from train.runs.identity import Identity, flat, read_identity, text
+from train.runs.metrics import Mark
 from train.runs.record import has_record, read_config, read_record, run_status
 
 
@@ -68,6 +69,21 @@ def resume_report(trainer: Trainer, module: Any, same_ranks: bool, ranks: int) -
         f"resumed after step {trainer.global_step}: weights restored, optimizer and schedule "
         f"restored, random generators {rng}, data from sample {samples} on"
     )
+
+
+_MOVES_DIGITS = ("threads", "torch", "versions", "machine", "kernels", "world_size")
+
+
+def changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for what is not as it was when the checkpoint was saved; older ones tell less."""
+    before, after = (flat({k: o[k] for k in _MOVES_DIGITS if k in o}) for o in (saved, now))
+    changes = [
+        f"{key} {text(before[key])} -> {text(after[key])}"
+        for key in before.keys() & after.keys()
+        if before[key] != after[key]
+    ]
+    what = ", ".join(sorted(changes))
+    return [f"lowbit: not as when it was saved, last digits may differ: {what}"] if what else []
 
 
 def set_later_aside(run_dir: Path, point: Path) -> None:
@@ -122,6 +138,33 @@ def check_same_run(point: Path, run_dir: Path, now: Identity) -> None:
             _refuse_changes(folder, run_identity(folder, record), now)
 
 
+def check_rows(point: Path, run_dir: Path) -> None:
+    """Raise ValueError unless metrics.csv still holds the rows that the checkpoint was saved with.
+
+    The training needs none of them: another run_dir may go on without them, and says so.
+    """
+    if point.parent.parent.resolve() != run_dir.resolve():
+        return
+    path, saved = run_dir / "metrics.csv", read_manifest(point)["origin"].get("metrics")
+    data = path.read_bytes() if path.exists() else b""
+    if saved:
+        wrong = Mark(**saved).check(data)
+    else:  # of an older lowbit
+        wrong = "lacks its last rows" if _last_step(path) < step_of(point) else None
+    if wrong:
+        raise ValueError(
+            f"{path} {wrong}: not the rows that {point} was saved with. Bring them back, or go on "
+            f"without: --resume {point} in another run_dir"
+        )
+
+
+def check_weights(point: Path, run_dir: Path) -> None:
+    """Raise ValueError for a checkpoint of a run from other initial weights than the folder's."""
+    if has_record(run_dir) and (known := _identity_in(point)):
+        run = run_identity(run_dir, read_record(run_dir))
+        refuse_foreign(point, known.plain(), run, segments=False)
+
+
 def check_same_origin(point: Path, now: Identity) -> None:
     """The same by the checkpoint's own identity, wherever it lies."""
     if known := _identity_in(point):
@@ -169,10 +212,10 @@ def bring_rows(point: Path, run_dir: Path, now: Identity) -> None:
 
 def _last_step(path: Path) -> int:
     """0 without a row."""
-    if not path.exists():
-        return 0
-    rows = path.read_text(encoding="utf-8").splitlines()[1:]
-    return max((int(row.partition(",")[0]) for row in rows if row[:1].isdigit()), default=0)
+    data = path.read_bytes() if path.exists() else b""
+    last = data[data.find(b"\n") + 1 : data.rfind(b"\n") + 1].rstrip().rpartition(b"\n")[2]
+    first = last.partition(b",")[0]
+    return int(first) if first.isdigit() else 0
 
 
 def _short(value: Any) -> str:

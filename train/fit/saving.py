@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
+from train.fit.event_log import EventLog
 from train.fit.metrics_csv import MetricsCsv
 from train.fit.record import RunRecord
-from train.fit.resume import rescale_progress, resume_report, run_origin
+from train.fit.resume import changed, rescale_progress, resume_report, run_origin
 from train.fit.signals import Preempted, StopRequest
 from train.model.finite import check_kept
 from train.model.generators import generator_states, restore_generators
@@ -115,8 +115,8 @@ class Checkpoints(Callback):
             for logger in trainer.loggers:  # a resume at this step must find this step's metrics
                 if isinstance(logger, MetricsCsv):
                     logger.sync()
-                elif isinstance(logger, TensorBoardLogger):
-                    logger.experiment.flush()
+                elif isinstance(logger, EventLog):
+                    logger.flush()
             trainer.save_checkpoint(path)
         except OSError as error:  # on the rank that writes, before the barrier that ends a save
             failure = str(error)
@@ -131,7 +131,7 @@ class Checkpoints(Callback):
     def _answer_failure(self, trainer: Trainer, path: Path, failure: str) -> None:
         saved = complete_checkpoints(self._folder)
         newest = saved[-1].name if saved else "none"
-        message = f"{path} could not be written ({failure}); the newest complete one is {newest}"
+        message = f"{path} not saved ({failure}); the newest complete one is {newest}"
         if self._policy.disk_full == "stop":
             raise OSError(f"{message}; make room and give the same command again")
         if trainer.is_global_zero:
@@ -149,6 +149,8 @@ class Checkpoints(Callback):
             "validation_pending": pending,
             "identity": self._record.identity,
             "segments": self._record.segments,
+            "metrics": next((x.mark() for x in trainer.loggers if isinstance(x, MetricsCsv)), None),
+            **self._record.circumstances,
         }
 
     def _position(self, trainer: Trainer) -> dict[str, Any]:
@@ -175,6 +177,8 @@ class Checkpoints(Callback):
             restore_generators(generators[trainer.global_rank])
         if trainer.is_global_zero:
             print(resume_report(trainer, module, same_ranks, len(generators)), flush=True)
+            for line in changed(origin, self._record.circumstances | run_origin(trainer, module)):
+                print(line, flush=True)
         if origin["validation_pending"]:
             _validate(trainer)
         self._restored = {"rng": generator_states()} if same_ranks else None

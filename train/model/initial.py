@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -116,6 +117,16 @@ def _check(config: LlamaConfig) -> None:
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or 0
     if min(heads, kv_heads, config.vocab_size, config.num_hidden_layers) < 1:
         raise ValueError(f"heads, kv heads, vocabulary and layers must be positive: {config}")
+    for name, low, below in (
+        ("attention_dropout", 0, 1),
+        ("initializer_range", 0, math.inf),
+        ("rms_norm_eps", 0, math.inf),
+        ("max_position_embeddings", 1, math.inf),
+        ("intermediate_size", 1, math.inf),
+    ):
+        value = getattr(config, name)
+        if not low <= value < below:
+            raise ValueError(f"model.llama.{name}={value}: expected {low} to below {below}")
     assert config.hidden_size is not None
     if config.hidden_size % heads or heads % kv_heads:
         raise ValueError(

@@ -1,5 +1,6 @@
 """One optimizer step as functions of values: its loss, its gradients' norm, its update."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,27 @@ class Optimization:
     min_lr_ratio: float = 0.1
     """The last learning rate, as a fraction of the peak."""
     max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "lr": (self.lr, 0 <= self.lr < math.inf, "a finite number from 0 on"),
+            "betas": (self.betas, all(0 <= b < 1 for b in self.betas), "two from 0 to below 1"),
+            "weight_decay": (
+                self.weight_decay,
+                0 <= self.weight_decay < math.inf,
+                "a finite number from 0 on",
+            ),
+            "warmup_steps": (self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
+            "min_lr_ratio": (self.min_lr_ratio, 0 <= self.min_lr_ratio <= 1, "0 to 1"),
+            "max_grad_norm": (
+                self.max_grad_norm,
+                self.max_grad_norm > 0,
+                "above 0 (.inf: no clipping)",
+            ),
+        }
+        for name, (value, is_in_range, expected) in ranges.items():
+            if not is_in_range:  # nor is a NaN
+                raise ValueError(f"model.optimization.{name}={value}: expected {expected}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
 
 
+matplotlib.rcParams["text.parse_math"] = False  # names of folders may hold a $
+
+
 def save(figure: Figure, stem: Path) -> None:
     """As PNG and SVG, the same bytes for the same content."""
     figure.savefig(stem.with_suffix(".png"), dpi=150)

@@ -21,6 +21,17 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(aligned([head, *([cell(row[key]) for key in head] for row in rows)], words))
 
 
+def printable(text: str) -> str:
+    """What a name of others holds of control characters is spelt, not sent to the terminal.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 def cell(value: Any) -> str:
     """A number with four significant digits or more, anything else as it is."""
     if isinstance(value, float):

@@ -6,21 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.plain import as_type, read_json
 from train.runs.declaration import SEGMENT, Group
 from train.runs.identity import Difference, Identity, read_identity
-from train.runs.record import read_config, read_json
+from train.runs.record import read_config
 
 WHAT_IT_IS = (Group.SHARED, Group.SEED, Group.RECIPE)
 SEGMENTS = (*SEGMENT, "segments")  # what differs between one run's starts
 
 
 def run_identity(folder: Path, record: Mapping[str, Any]) -> Identity:
-    """Of the run in `folder`, whose run.json holds `record`.
+    """Of the run in `folder`, whose run.json holds `record`."""
+    return identity_of(folder, record, config_of(folder))
+
+
+def identity_of(
+    folder: Path, record: Mapping[str, Any], config: Mapping[str, Any] | None
+) -> Identity:
+    """The same with a config.yaml that is read already.
 
     ValueError if run.json's own keys or config.yaml contradict the identity in it. A run from
     before there were identities has the one that these two amount to.
     """
-    config = _config(folder)
     whole = Identity.of(record, config)
     if not record.get("identity"):
         return _as_today(whole)
@@ -52,13 +59,17 @@ def _as_today(old: Identity) -> Identity:
     return Identity(fields)
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
-    found = read_config(folder) if (folder / "config.yaml").is_file() else None
-    return found if isinstance(found, dict) else None
+def config_of(folder: Path) -> dict[str, Any] | None:
+    """config.yaml of a run folder, where there is one."""
+    return read_config(folder) if (folder / "config.yaml").is_file() else None
 
 
 def foreign(
-    plain: Mapping[str, Any] | None, run: Identity, *, segments: bool = True
+    plain: Mapping[str, Any] | None,
+    run: Identity,
+    *,
+    segments: bool = True,
+    where: object = "artefact",
 ) -> list[Difference]:
     """In what an artefact's identity is not the run's; nothing where it has none.
 
@@ -67,7 +78,7 @@ def foreign(
     if not plain:
         return []
     but = () if segments else SEGMENTS
-    return read_identity(plain, "artefact").differences(run, *WHAT_IT_IS, but=but)
+    return read_identity(plain, where).differences(run, *WHAT_IT_IS, but=but)
 
 
 def _first(differences: list[Difference]) -> str:
@@ -79,7 +90,7 @@ def refuse_foreign(
     where: object, plain: Mapping[str, Any] | None, run: Identity, *, segments: bool = True
 ) -> None:
     """ValueError, naming the first field and both values, unless the artefact is the run's."""
-    if wrong := foreign(plain, run, segments=segments):
+    if wrong := foreign(plain, run, segments=segments, where=where):
         raise ValueError(f"{where} is of another run: {_first(wrong)}")
 
 
@@ -100,7 +111,7 @@ def earlier_end(hf: Path, run: Identity, record: Mapping[str, Any]) -> str | Non
     """
     if not (hf / SIGNATURE).is_file():
         return "of an unknown step" if record["status"] != "finished" else None
-    signed = read_json(hf / SIGNATURE)
+    signed = as_type(dict[str, Any], read_json(hf / SIGNATURE), str(hf / SIGNATURE))
     refuse_foreign(hf, signed.get("identity"), run, segments=False)
     for name, digest in signed.get("files", {}).items():
         path = hf / Path(name).name

@@ -3,14 +3,23 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, cast
 
 from data.durable import write_durably
+from data.plain import read_as, sealed
 from train.runs.belonging import foreign
 from train.runs.identity import Identity
-from train.runs.record import read_json
 
 _FILE = "cast_gap.json"
+
+
+class Along(TypedDict, total=False):
+    """The gap at a kept checkpoint."""
+
+    step: Required[int]
+    tokens_seen: Required[int]
+    mean: Required[float]
+    kl: float | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class CastGap:
     high: float | None = None
     units: str = "windows, as if independent"  # whose spread the standard errors are
     arithmetic: str = "logits rounded as under autocast"  # of files that do not say
-    along: tuple[dict[str, Any], ...] = ()  # the same at each kept checkpoint, by tokens_seen
+    along: tuple[Along, ...] = ()  # the same at each kept checkpoint, by tokens_seen
     of: dict[str, Any] | None = None  # identity of the run whose weights they are
     under: str | None = None  # recipe hash of the run whose recipe it is
 
@@ -46,19 +55,11 @@ class CastGap:
 
 def write_cast_gaps(folder: Path, gaps: dict[str, CastGap]) -> None:
     """Leave `gaps` (by recipe name) in the baseline's run folder, where `lowbit compare` looks."""
-    text = json.dumps({recipe: asdict(gap) for recipe, gap in gaps.items()}, indent=1)
-    write_durably(folder / _FILE, text + "\n")
+    plain = sealed({recipe: asdict(gap) for recipe, gap in gaps.items()})
+    write_durably(folder / _FILE, json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 
 def read_cast_gaps(folder: Path) -> dict[str, CastGap]:
     """By recipe name; empty where none were evaluated."""
     path = folder / _FILE
-    if not path.exists():
-        return {}
-    try:
-        return {
-            recipe: CastGap(**gap | {"along": tuple(gap.get("along", ()))})
-            for recipe, gap in read_json(path).items()
-        }
-    except TypeError as error:
-        raise ValueError(f"{path}: not a cast gap: {error}") from None
+    return cast(dict[str, CastGap], read_as(dict[str, CastGap], path)) if path.exists() else {}

@@ -45,7 +45,8 @@ _KEYS: dict[Group, Collection[str]] = {
     Group.RECIPE: ("model.policy", "model.control", "model.backend", "recipe_table", "backend"),
     Group.FREE: (
         *("run_dir", "resume", "checkpoint_every", "keep_checkpoints", "disk_full", "config"),
-        *("diagnostics", "collective_timeout", "declared", "data.path", "data.num_workers"),
+        *("diagnostics", "collective_timeout", "rendezvous_timeout", "declared"),
+        *("data.path", "data.num_workers"),
         *("model.init_from", "model.gradient_checkpointing", "model.keep"),
         *("model.validate_bf16", "trainer.logger", "trainer.max_time"),
         *("trainer.limit_test_batches", "trainer.limit_predict_batches"),

@@ -1,8 +1,9 @@
 """Whose a folder is: we write into new or empty ones, and into those that carry our mark."""
 
-import json
 import re
 from pathlib import Path
+
+from data.plain import read_json, read_text
 
 # what our verbs leave in the folders that they write
 RESULTS = (
@@ -53,8 +54,8 @@ def _is_run(folder: Path) -> bool:
     """A run.json of ours, or the lock of a run that has not written it yet."""
     try:
         if (folder / "run.json").exists():
-            return "format_version" in json.loads((folder / "run.json").read_text())
-        return bool(_HOLDER.fullmatch((folder / "lock").read_text()))
+            return "format_version" in read_json(folder / "run.json")
+        return bool(_HOLDER.fullmatch(read_text(folder / "lock")))
     except (OSError, ValueError, TypeError):
         return False
 

@@ -180,7 +180,11 @@ def read_identity(plain: Mapping[str, Any], where: object) -> Identity:
     if found != IDENTITY_VERSION:
         raise ValueError(f"{where}: identity version {found}, this lowbit reads {IDENTITY_VERSION}")
     identity = Identity(dict(plain.get("fields") or {}))
-    if identity.hash != plain.get("hash"):
+    try:
+        is_genuine = identity.hash == plain.get("hash")
+    except (TypeError, ValueError) as error:  # a field that is declared nowhere, or of no bytes
+        raise ValueError(f"{where}: {error}") from None
+    if not is_genuine:
         raise ValueError(f"{where}: its identity's fields are not those that its hash was made of")
     return identity
 

@@ -1,5 +1,6 @@
 """One job a run folder: a lock that ends with the process that holds it, however it ends."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -35,7 +36,13 @@ class RunLock:
         file = self._path.open("a+")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                file.close()
+                raise OSError(
+                    f"{self._path.parent} lies on a file system without locks ({error.strerror}), "
+                    "where two jobs could write one run: choose a run_dir elsewhere"
+                ) from None
             file.seek(0)
             holder = file.read().strip() or "a process that has not said its name yet"
             file.close()

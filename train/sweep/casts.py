@@ -30,7 +30,7 @@ from train.model.head import AUTOCAST, NAMES, compared
 from train.model.initial import empty_model, random_model
 from train.runs.belonging import run_identity
 from train.runs.casts import CastGap
-from train.runs.record import read_config, read_record
+from train.runs.record import read_record, read_whole_config
 from train.stats.serial import window_mean
 
 MAX_WINDOWS = 1024
@@ -46,13 +46,13 @@ def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
     Evaluated on the validation split (at most MAX_WINDOWS windows, spread over it) in the run's
     precision, with logits of FP32; paired window by window. `along`: at the kept checkpoints.
     """
-    config = read_config(baseline)
+    config = read_whole_config(baseline)
     manifest = Manifest.load(Path(config["data"]["path"]))
     windows = _validation_windows(config)
     llama = LlamaConfig.from_pretrained(baseline / "hf")
-    models = _Models(llama, config, [read_config(run)["model"] for run in runs])
+    models = _Models(llama, config, [read_whole_config(run)["model"] for run in runs])
     per_step = config["data"]["global_batch_size"] * config["data"]["seq_len"]
-    along: dict[str, list[dict[str, Any]]] = {}
+    along: dict[str, list[Any]] = {}
     gaps: dict[str, CastGap] = {}
     for checkpoint in complete_checkpoints(baseline / "checkpoints"):
         models.load(load_state(checkpoint)["state_dict"])

@@ -18,7 +18,7 @@ from lowbit import Randomness
 from train.checkpoints.folder import load_state, step_of
 from train.config.layers import put, spelt_out
 from train.config.policies import check_name, read_policy
-from train.config.strict_yaml import load_yaml
+from train.config.strict_yaml import read_yaml
 from train.model.controls import perturb
 from train.model.module import PretrainModule
 from train.model.section import read_module
@@ -43,7 +43,7 @@ def build_module(config: dict[str, Any], variant: Variant) -> PretrainModule:
 
 def arm_section(config: dict[str, Any], variant: Variant) -> dict[str, Any]:
     """The model section of it."""
-    own = load_yaml(variant.recipe.read_text())
+    own = read_yaml(variant.recipe)
     if set(own) != {"model"} or not set(own["model"]) <= {"policy", "control"}:
         raise ValueError(f"{variant.recipe}: a branch can take model.policy and model.control only")
     model: dict[str, Any] = copy.deepcopy(config["model"])

@@ -8,9 +8,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from train.config.strict_yaml import load_yaml
+from train.config.strict_yaml import read_yaml
 from train.runs.names import checked_name
 
+#: of `lowbit fit`, what the plan says of each run: no override moves one
+PLANNED = ("run_dir", "seed_everything", "resume", "declared", "config")
 KEYS = ("out", "config", "recipes", "seeds", "overrides", "settings")
 
 
@@ -64,6 +66,10 @@ class SweepRequest:
     arguments: tuple[str, ...]  # of every `lowbit fit`
 
     def __post_init__(self) -> None:
+        names = [key for changes in self.overrides.values() for key in changes]
+        names += [a[2:].partition("=")[0] for a in self.arguments if a.startswith("--")]
+        if moved := [name for name in names if str(name).partition(".")[0] in PLANNED]:
+            raise ValueError(f"{moved[0]} is the sweep's own: no override and no argument sets it")
         files = (*self.config, *self.recipes)
         if missing := [str(path) for path in files if not path.is_file()]:
             raise FileNotFoundError(f"no such file: {', '.join(missing)}")
@@ -99,7 +105,7 @@ class SweepRequest:
 
 def recipe_name(recipe: Path) -> str:
     """The name of the policy in a recipe's YAML."""
-    plain = load_yaml(recipe.read_text())
+    plain = read_yaml(recipe)
     try:
         return checked_name(str(plain["model"]["policy"]["name"]))
     except (KeyError, TypeError):
@@ -133,7 +139,7 @@ def read_request(args: argparse.Namespace) -> SweepRequest:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    plain = load_yaml(path.read_text())
+    plain = read_yaml(path)
     kinds = dict.fromkeys(KEYS, list) | {"out": str, "overrides": dict, "settings": dict}
     if not isinstance(plain, dict) or (unknown := plain.keys() - kinds.keys()):
         found = sorted(map(str, unknown)) if isinstance(plain, dict) else type(plain).__name__

@@ -15,7 +15,7 @@ from lowbit import bf16
 from train.checkpoints.folder import step_of, verify_checkpoint
 from train.model.module import PretrainModule
 from train.runs.belonging import refuse_foreign, run_identity
-from train.runs.record import read_config, read_record
+from train.runs.record import read_record, read_whole_config
 from train.sweep.continuation import Continuation, Outcome, arm_section, build_module
 from train.sweep.processes import begin_worker, share_cores
 from train.sweep.request import Variant
@@ -43,7 +43,7 @@ class BranchPoint:
         identity = manifest["origin"].get("identity")
         refuse_foreign(path, identity, run_identity(run, read_record(run)), segments=False)
         digest = _digest(json.dumps(manifest["files"], sort_keys=True))
-        return cls(path, step_of(path), digest.hex(), read_config(run), identity)
+        return cls(path, step_of(path), digest.hex(), read_whole_config(run), identity)
 
     @property
     def max_steps(self) -> int:

@@ -71,7 +71,10 @@ def cache_dir() -> Path:
     """Where built libraries lie."""
     if path := os.environ.get("LOWBIT_CACHE"):
         return Path(path)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit"
+    except RuntimeError:  # a user without a home, as in containers
+        raise BuildError("no home to keep built kernels in: set LOWBIT_CACHE") from None
 
 
 def load() -> ctypes.CDLL:

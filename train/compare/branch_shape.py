@@ -1,0 +1,64 @@
+"""What branches.json must be, down to its leaves."""
+
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+
+class Arm(TypedDict):
+    """A recipe, perhaps under an override."""
+
+    label: str
+    recipe: str
+    changes: dict[str, Any]
+    control: str | None
+
+
+class Point(TypedDict):
+    """A checkpoint that branches begin at."""
+
+    path: str
+    step: int
+    max_steps: int
+    digest: str
+    identity: NotRequired[dict[str, Any]]  # of its run
+
+
+class Drawn(TypedDict):
+    """Windows of the validation split, and the documents that they begin in."""
+
+    ids: list[int]
+    documents: list[int]
+
+
+class Unit(TypedDict):
+    """One branch of one checkpoint under all arms; null for an arm that diverged."""
+
+    checkpoint: int
+    branch: int
+    seed: int
+    validation_windows: int
+    losses: dict[str, float | None]
+    seconds: float
+    windows: NotRequired[Drawn]
+    window_losses: NotRequired[dict[str, list[float] | None]]
+
+
+class Written(TypedDict):
+    """branches.json, as far as `BranchSet` does not say it."""
+
+    arms: list[Arm]
+    checkpoints: list[Point]
+    units: list[Unit]
+
+
+def check_units(found: Any, path: Path) -> None:
+    """ValueError unless its units speak of its own checkpoints and arms."""
+    labels = {arm["label"] for arm in found.arms}
+    if found.baseline not in labels:
+        raise ValueError(f"{path}: the baseline {found.baseline!r} is none of its arms")
+    for unit in found.units:
+        if not 0 <= unit["checkpoint"] < len(found.checkpoints):
+            raise ValueError(f"{path}: a branch of checkpoint {unit['checkpoint']}, which it lacks")
+        for losses in (unit["losses"], unit.get("window_losses", unit["losses"])):
+            if not losses.keys() <= labels or found.baseline not in losses:
+                raise ValueError(f"{path}: a branch with losses of {sorted(losses)}")
