@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "sweep": {"checkpoints", "compare", "config", "fit", "model", "output", "runs", "stats"},
     "ptq": {"checkpoints", "config", "model", "quantized", "runs", "subjects"},
     "export": {"checkpoints", "config", "quantized", "runs", "subjects"},
-    "analysis": {"config", "microscope", "model", "output", "runs", "stats", "subjects"},
+    "analysis": {"config", "export", "microscope", "model", "output", "runs", "stats", "subjects"},
     "fit": {"checkpoints", "config", "distributed", "microscope", "model", "runs", "stats"},
     "reproduce": {"analysis", "output", "runs", "stats", "subjects"},
     "plan": {"fit", "model"},

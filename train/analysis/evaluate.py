@@ -16,6 +16,7 @@ from lowbit import BlockFormat, QuantLinear, QuantRecipe, Rotation, convert_line
 from train.analysis.formats import formats_called
 from train.analysis.tasks import check_installed, task_rows
 from train.config.notation import HELP as HELP_FORMAT
+from train.export.subject import load_judged
 from train.model.head import NAMES, compared
 from train.model.initial import weights_hash
 from train.output.files import write_csv, write_json
@@ -23,7 +24,7 @@ from train.output.tables import table
 from train.runs.folders import check_results_folder
 from train.runs.metrics import perplexity
 from train.stats.intervals import interval
-from train.subjects.models import HELP, load_subject
+from train.subjects.models import HELP
 from train.subjects.text import Text, add_text_arguments, read_text
 
 TOP = 25  # logits of the baseline in the study's KL
@@ -35,9 +36,17 @@ BASELINE = "bf16"  # the recipe's name: all operands as the baseline has them
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("model", metavar="MODEL", help=HELP)
     parser.add_argument(
-        "--formats", nargs="+", required=True, metavar="FORMAT",
+        "model", nargs="+", metavar="MODEL",
+        help=f"{HELP}; what `lowbit quantize` or `lowbit export` left",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against",
+        metavar="MODEL",
+        help="the baseline of one or more MODELs, each as it computes; --formats then cast it",
+    )
+    parser.add_argument(
+        "--formats", nargs="+", default=[], metavar="FORMAT",
         help=f"each {HELP_FORMAT}; the baseline, {BASELINE}, is always the first row",
     )  # fmt: skip
     parser.add_argument("--weight-only", action="store_true", help="leave activations as they are")
@@ -74,27 +83,41 @@ def run(args: argparse.Namespace) -> int:
     recipes = {BASELINE: QuantRecipe()}
     for format in formats:
         recipes[str(format)] = cast_recipe(format, args.weight_only, args.rotation)
-    subject = load_subject(args.model, args.cache)
+    if not args.against and (len(args.model) > 1 or not args.formats):
+        raise ValueError("give --formats to cast one MODEL into, or --against a baseline")
+    if not formats and (args.weight_only or args.rotation != "none"):
+        raise ValueError("--weight-only and --rotation have no effect without --formats")
+    subject = load_judged(args.against or args.model[0], args.cache)
     if args.tasks and subject.vocabulary is None:
         raise ValueError(f"--tasks: {subject.source} brings no readable tokenizer")
     args.seq_len = args.seq_len or subject.seq_len or SEQ_LEN
     text = read_text(subject, args)
     dtype = args.dtype or ("bf16-mixed" if subject.precision == "bf16-mixed" else "float32")
-    model = subject.model.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    model = subject.model.to(kind)
     digest = weights_hash(model)
-    converted = convert_linears(model, QuantRecipe(), tuple(args.skip))
-    scores = evaluate(converted, recipes, text, autocast=dtype == "bf16-mixed")
+    judged = {n: load_judged(n, args.cache) for n in (args.model if args.against else ())}
+    others = {name: other.model.to(kind) for name, other in judged.items()}
+    converted = convert_linears(model, QuantRecipe(), tuple(args.skip)) if formats else model
+    scores = evaluate(converted, recipes, text, others, autocast=dtype == "bf16-mixed")
     rows = [summary(name, score, scores[BASELINE]) for name, score in scores.items()]
+    if len(others) > 1:
+        first = scores[next(iter(others))]
+        rows = [row | paired(scores[row["format"]], first) for row in rows]
     lines = [
         f"model: {subject.source}, weights sha256 {digest[:12]}; the baseline is this model in"
         f" {dtype}: {NAMES[ARITHMETIC[dtype]]}",
+        *(f"{name}: {other.source}" for name, other in judged.items()),
         *protocol(args, text),
     ]
     print("\n".join([*lines, "", table(rows)]))
     tasks = []
     if args.tasks:
         assert subject.vocabulary is not None
-        tasks = task_rows(converted, subject.vocabulary, recipes, args.tasks, args.fewshot)
+        own = subject.vocabulary
+        tasks = task_rows(converted, own, recipes, args.tasks, args.fewshot)
+        for name, other in others.items():
+            tasks += task_rows(other, own, {name: QuantRecipe()}, args.tasks, args.fewshot)
         print("\n".join(["", *(table([row]) for row in tasks)]))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -108,9 +131,12 @@ def run(args: argparse.Namespace) -> int:
 def protocol(args: argparse.Namespace, text: Text) -> list[str]:
     """The convention of every number."""
     what = "weights" if args.weight_only else "inputs and weights"
-    return [
+    cast = (
         f"cast: {what} of every linear layer but {args.skip or 'none'}, blocks along in_features,"
-        f" rotation {args.rotation}; no calibration",
+        f" rotation {args.rotation}; no calibration"
+    )
+    return [
+        *([cast] if args.formats else []),
         f"text: {text.source}; {args.windows} windows x {args.seq_len} tokens, evenly spread,"
         " no BOS",
         "loss, KL: nats per token, mean ± half of the Student-t 95 % interval over windows;"
@@ -147,25 +173,39 @@ class Score:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, recipes: Mapping[str, QuantRecipe], text: Text, *, autocast: bool = False
+    model: nn.Module,
+    recipes: Mapping[str, QuantRecipe],
+    text: Text,
+    others: Mapping[str, nn.Module] | None = None,
+    *,
+    autocast: bool = False,
 ) -> dict[str, Score]:
-    """Every recipe on every window; the first recipe is the baseline of the divergences.
+    """Every recipe of `model`, then all `others`, on every window; the first recipe is the
+    baseline of the divergences. ValueError for another of another vocabulary.
 
     Logits are FP32, as in a sweep's cast gap; `autocast`: all before them as in a BF16 run.
     """
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model.to(device).eval()
     layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    scores = {name: Score([], [], []) for name in recipes}
+    arms: dict[str, tuple[nn.Module, QuantRecipe | None]] = {
+        n: (model, r) for n, r in recipes.items()
+    }
+    arms |= {name: (other.to(device).eval(), None) for name, other in (others or {}).items()}
+    scores = {name: Score([], [], []) for name in arms}
     for inputs, labels in zip(text.inputs.to(device), text.labels.to(device), strict=True):
         reference = None
-        for name, recipe in recipes.items():
-            for layer in layers:
-                layer.set_recipe(recipe)
-            with compared(model, device, autocast=autocast):
-                logits = model(input_ids=inputs[None], use_cache=False).logits[0]
+        for name, (arm, recipe) in arms.items():
+            if recipe is not None:
+                for layer in layers:
+                    layer.set_recipe(recipe)
+            with compared(arm, device, autocast=autocast):
+                logits = arm(input_ids=inputs[None], use_cache=False).logits[0]
             if reference is None:
                 reference = logits.double().log_softmax(-1)
+            if logits.shape != reference.shape:
+                sizes = f"{logits.shape[-1]} tokens, the baseline {reference.shape[-1]}"
+                raise ValueError(f"{name} has a vocabulary of {sizes}")
             found = divergences(reference, logits, labels)
             scores[name].loss.append(found[0])
             scores[name].kl.append(found[1])
@@ -203,6 +243,12 @@ def summary(name: str, score: Score, baseline: Score) -> dict[str, Any]:
         "KL": float(np.mean(score.kl)), "± KL": _half(score.kl),
         f"top-{TOP} KL": mean, f"± top-{TOP}": _half(score.kl_top), "study x1e6": mean / TOP * 1e6,
     }  # fmt: skip
+
+
+def paired(score: Score, first: Score) -> dict[str, float]:
+    """KL less that of the first MODEL, window by window."""
+    gaps = [ours - theirs for ours, theirs in zip(score.kl, first.kl, strict=True)]
+    return {"KL - first": float(np.mean(gaps)), "± paired": _half(gaps)}
 
 
 def _half(values: Sequence[float]) -> float:

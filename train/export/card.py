@@ -36,6 +36,8 @@ def card(
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = {key: item for key, item in value.items() if key != "fingerprints"}
     return json.dumps(value) if isinstance(value, Mapping | list) else str(value)
 
 

@@ -162,7 +162,7 @@ def _tensors(weight: QuantizedTensor) -> dict[str, Tensor]:
     if weight.format.element == E4M3:
         return {"weight": weight.codes.view(torch.float8_e4m3fn), "weight_scale": weight.scale}
     packed = {"weight_packed": weight.packed_codes().reshape(rows, -1)}
-    if weight.tensor_scale is None:
+    if weight.format.scale == ScaleFormat.E8M0:
         return packed | {"weight_scale": weight.scale}
     return packed | {
         "weight_scale": weight.scale.view(torch.float8_e4m3fn),
@@ -170,10 +170,12 @@ def _tensors(weight: QuantizedTensor) -> dict[str, Tensor]:
     }
 
 
-def global_scale(tensor_scale: Tensor) -> Tensor:
+def global_scale(tensor_scale: Tensor | None) -> Tensor:
     """Its reciprocal, F32 [1]: of the numbers next to it the first under which every E4M3 scale
     times every E2M1 code is the same BF16 number as under `tensor_scale`.
     """
+    if tensor_scale is None:
+        return torch.ones(1)
     scales = torch.tensor(E4M3.values[128:]).reshape(-1, 1)  # positive
     codes = torch.tensor(E2M1.values[8:])
     ours = (codes * scales * tensor_scale).bfloat16()
@@ -190,7 +192,7 @@ def _inputs(layer: StoredLayer) -> BlockFormat | None:
     """The layer's activations, if the layout has them."""
     known = layer.activations is not None and _scheme(layer.activations)
     is_float = known and not isinstance(layer.activations.element, IntFormat)  # type: ignore[union-attr]
-    plain = is_float and layer.activations.scale is ScaleFormat.E8M0  # type: ignore[union-attr]
+    plain = is_float and layer.activations.scale == ScaleFormat.E8M0  # type: ignore[union-attr]
     return layer.activations if plain else None
 
 

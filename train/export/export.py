@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from train.export import fp_quant
 from train.export.card import card
@@ -43,7 +44,12 @@ def run(args: argparse.Namespace) -> int:
     model = read_source(args.source, layout)
     check_finite(model)
     check_holds(model, layout)
-    mark = {"layout": layout.name, "source": model.source, "command": command_line()}
+    mark: dict[str, Any] = {
+        "layout": layout.name,
+        "source": model.source,
+        "command": command_line(),
+    }
+    mark["method"] = dict(model.method)  # with what it was calibrated on
     with staging(args.target) as place:
         digests, said = write_model(model, layout, place, pseudo=args.pseudoquant)
         seal(place, digests, mark)

@@ -47,6 +47,10 @@ def refuse_mixture(model: QuantizedModel) -> str | None:
     return f"it has one format and transform size, not {sorted(kinds)}" if len(kinds) > 1 else None
 
 
+def _is_mx(layer: StoredLayer) -> bool:
+    return layer.weight.format.scale == ScaleFormat.E8M0
+
+
 def _size(layer: StoredLayer) -> int:
     block = _BLOCKS.get(layer.weight.format.scale, 32)
     return layer.transform.size if layer.transform else block
@@ -61,7 +65,7 @@ def pack(model: QuantizedModel, *, pseudo: bool = False) -> Packed:
     first = next(iter(model.layers.values()))
     config: dict[str, Any] = {
         "quant_method": NAME,
-        "forward_dtype": "mxfp4" if first.weight.tensor_scale is None else "nvfp4",
+        "forward_dtype": "mxfp4" if _is_mx(first) else "nvfp4",
         "forward_method": "abs_max",
         "backward_dtype": "bf16",
         "hadamard_group_size": _size(first),
@@ -83,7 +87,7 @@ def _tensors(layer: StoredLayer, *, pseudo: bool) -> dict[str, Tensor]:
     else:
         packed = weight.packed_codes().reshape(len(weight.codes), -1)
         stored = {"qweight": packed, "scales": scales}
-    if weight.tensor_scale is None:
+    if _is_mx(layer):
         above, inputs = torch.ones(1), _MX_ACTIVATIONS
     else:
         above, inputs = global_scale(weight.tensor_scale), _NV_ACTIVATIONS
@@ -98,7 +102,7 @@ def _tensors(layer: StoredLayer, *, pseudo: bool) -> dict[str, Tensor]:
 def _notes(model: QuantizedModel, first: StoredLayer, *, pseudo: bool) -> list[str]:
     kind = "pseudoquant" if pseudo else "realquant"
     notes = [f"{kind}, read by: fp-quant, transformers' FPQuantConfig, vLLM; none runs on a CPU"]
-    if first.weight.tensor_scale is not None:
+    if not _is_mx(first):
         notes.append(
             f"act_global_scale is FP-Quant's {_NV_ACTIVATIONS:g}, not calibrated: block maxima of "
             "activations above 268 clip"

@@ -65,7 +65,7 @@ def refuse_model(model: QuantizedModel) -> str | None:
 
 
 def _type(format: BlockFormat) -> tuple[int, Callable[[QuantizedTensor], Tensor]] | None:
-    if format.scale is not ScaleFormat.E8M0 or format.block_size != 32:
+    if format.scale != ScaleFormat.E8M0 or format.block_size != 32:
         return None
     match format.element:
         case IntFormat(bits=8):

@@ -102,7 +102,7 @@ def _quantized(
 
 
 def _has_tensor_scale(recipe: QuantRecipe) -> bool:
-    return recipe.fprop_weight is not None and recipe.fprop_weight.scale is ScaleFormat.E4M3
+    return recipe.fprop_weight is not None and recipe.fprop_weight.scale == ScaleFormat.E4M3
 
 
 def round_together(weights: Mapping[str, Tensor], recipe: QuantRecipe) -> dict[str, StoredLayer]:

@@ -1,0 +1,33 @@
+"""MODEL of `lowbit eval`: what `lowbit quantize` left and exports as well, as they compute."""
+
+from pathlib import Path
+
+import torch
+
+from data.pretrained import load_vocabulary
+from data.vocabulary import Vocabulary
+from train.export.folder import read_mark
+from train.export.reload import reload
+from train.quantized.layout import StoredModel, is_ours
+from train.subjects.models import Subject, load_subject
+
+
+def load_judged(name: str, cache: Path) -> Subject:
+    """The model called `name`, in FP32; of an export the weights that its reader decodes."""
+    folder = Path(name)
+    if is_ours(folder):
+        stored = StoredModel(folder)
+        return Subject(stored.load(torch.float32), _vocabulary(folder), f"{name} (lowbit)")
+    if (mark := read_mark(folder)) is not None:
+        read = reload(folder, torch.bfloat16)
+        source = f"{name} ({mark['layout']}, read by {read.reader})"
+        model = read.model.to(torch.float32)
+        return Subject(model, _vocabulary(folder), source)
+    return load_subject(name, cache)
+
+
+def _vocabulary(folder: Path) -> Vocabulary | None:
+    try:
+        return load_vocabulary(str(folder))
+    except ValueError:
+        return None
