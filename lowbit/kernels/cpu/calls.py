@@ -35,9 +35,10 @@ TRANSPOSING_PAYS = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 def c_format(description: tuple[float, ...], limit: float) -> Format:
     """The C struct of `Request.description`, whose values saturate at `limit`."""
     kinds = [field[1] for field in Format._fields_[:-1]]
+    known = element_and_scale([*description])[:-1]  # whether a tensor scale is above: not in C
     values = [
         value if kind is ctypes.c_float else int(value)
-        for kind, value in zip(kinds, element_and_scale([*description]), strict=True)
+        for kind, value in zip(kinds, known, strict=True)
     ]
     return Format(*values, limit)
 
