@@ -118,6 +118,28 @@ def stamps_of(paths: Iterable[Path]) -> dict[str, Stamp]:
     return {str(path): stamp(path) for path in paths}
 
 
+def changed_files(
+    folder: Path, known: Mapping[str, str], *, trust_earlier: bool = True
+) -> list[str]:
+    """Of the files of `folder` that `known` names, those that have not the SHA-256 in it.
+
+    With `trust_earlier`, what this machine has read since it was written costs a `stat`.
+    """
+    started, cache = time.time_ns(), _machine_cache(folder, "files")
+    seen = _read_cache(cache) if trust_earlier else {}
+    stamps = {name: stamp(folder / name) for name in known}
+    entries: dict[str, list[Any]] = {n: [known[n], *own] for n, own in stamps.items()}
+    changed = [
+        name
+        for name, entry in entries.items()
+        if seen.get(name) != entry and digest(folder / name) != known[name]
+    ]
+    old = {n: entries[n] for n, s in stamps.items() if max(s[1], s[2]) < started - _GRAIN_NS}
+    if not changed and old != seen:
+        _write_cache(cache, old)
+    return changed
+
+
 def refuse_changes(
     folder: Path,
     known: Mapping[str, str | None],

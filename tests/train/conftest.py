@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 # programs that tests start
-collect_ignore = ["curve.py", "malloc_peak.py", "recorder.py", "two_ranks.py"]
+collect_ignore = [
+    *("curve.py", "malloc_peak.py", "plain_transformers.py", "recorder.py", "two_ranks.py"),
+]
 BATCH, SEQ_LEN = 4, 8
 COLUMNS = "step,tokens_seen,train/loss,grad_norm,lr,tokens_per_second,val/loss,val/perplexity"
 

@@ -12,6 +12,7 @@ from lowbit.recipe import OPERANDS
 from train.analysis.formats import BLOCK_SCALED, PAIRS, formats_called
 from train.analysis.operands import CREST_BLOCKS, Findings, Look, observe
 from train.config.notation import HELP as HELP_FORMAT
+from train.microscope.layers import chosen_linears, other_weights
 from train.output.files import write_csv, write_json, write_page
 from train.output.tables import table
 from train.runs.folders import check_results_folder
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if draws is not None and (draws < 2 or draws & (draws - 1)):
         raise ValueError(f"--unbiasedness {draws}: a power of two, at least 2")
     subject = load_subject(args.model, args.cache)
+    left = other_weights(subject.model, chosen_linears(subject.model, args.layers).values())
     text = read_text(subject, args)
     found = observe(subject.model, text, look, args.layers)
     layers = len({row["layer"] for row in found.qsnr})
@@ -68,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         f" {found.loss:.4f} nats per token",
         f"{layers} linear layers ({' '.join(args.layers)}) x 6 operands, each along its own GEMM's"
         " contraction axis; QSNR over a whole tensor, crest factor = mean over its blocks",
+        *([f"not looked at: {left}"] if left else []),
     ]
     tables = summaries(found)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from train.analysis.formats import formats_called
 from train.analysis.tasks import check_installed, task_rows
 from train.config.notation import HELP as HELP_FORMAT
 from train.export.subject import load_judged
+from train.microscope.layers import other_weights
 from train.model.head import NAMES, compared
 from train.model.initial import weights_hash
 from train.output.files import write_csv, write_json
@@ -99,6 +100,13 @@ def run(args: argparse.Namespace) -> int:
     judged = {n: load_judged(n, args.cache) for n in (args.model if args.against else ())}
     others = {name: other.model.to(kind) for name, other in judged.items()}
     converted = convert_linears(model, QuantRecipe(), tuple(args.skip)) if formats else model
+    quantized = [module for module in converted.modules() if isinstance(module, QuantLinear)]
+    left = other_weights(converted, quantized) if formats else None
+    if formats and not quantized:
+        raise ValueError(
+            f"{subject.source}: nothing would be quantized: formats go onto nn.Linear alone, less"
+            f" --skip {args.skip}, and the model's weights are in {left}"
+        )
     scores = evaluate(converted, recipes, text, others, autocast=dtype == "bf16-mixed")
     rows = [summary(name, score, scores[BASELINE]) for name, score in scores.items()]
     if len(others) > 1:
@@ -109,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
         f" {dtype}: {NAMES[ARITHMETIC[dtype]]}",
         *(f"{name}: {other.source}" for name, other in judged.items()),
         *protocol(args, text),
+        *([f"not quantized: {left}"] if left else []),
     ]
     print("\n".join([*lines, "", table(rows)]))
     tasks = []

@@ -1,13 +1,10 @@
 """`lowbit fit` and `lowbit validate`."""
 
 import logging
-import shutil
 import signal
 import warnings
 from pathlib import Path
 
-from torch import Tensor
-from transformers import LlamaConfig
 from transformers.utils.logging import disable_progress_bar
 
 from lowbit import bf16
@@ -16,7 +13,8 @@ from train.checkpoints.folder import read_manifest, step_of
 from train.distributed.fsdp import gathered
 from train.distributed.ranks import is_lost_rank
 from train.fit.configuration import RunCLI
-from train.fit.record import RunRecord, describe_run, finish_record
+from train.fit.export import Export
+from train.fit.record import describe_run, finish_record
 from train.fit.resume import (
     adopt_older,
     bring_rows,
@@ -30,7 +28,6 @@ from train.fit.resume import (
 )
 from train.fit.signals import Preempted, end_with_launcher, requeue
 from train.fit.slow import facts_of, slow_lines
-from train.model.initial import empty_model
 from train.model.products import check_products
 from train.model.recipe_table import describe
 from train.runs.identity import Identity
@@ -94,8 +91,8 @@ def _fit(cli: RunCLI) -> int:
         )
     weights = gathered(module.model)  # from all ranks
     if trainer.is_global_zero:
-        _export(module.model.config, weights, run_dir / "hf", cli.record)
-        finish_record(run_dir)
+        export = Export(run_dir, module.model.config, cli.datamodule)
+        finish_record(run_dir, export.write(weights, cli.record))
     return 0
 
 
@@ -161,21 +158,6 @@ def _check_fits(cli: RunCLI) -> None:
         raise ValueError(
             f"data.seq_len={seq_len} exceeds model.llama.max_position_embeddings={positions}"
         )
-
-
-def _export(
-    config: LlamaConfig, weights: dict[str, Tensor], folder: Path, record: RunRecord
-) -> None:
-    """Plain safetensors that `from_pretrained` loads, complete or not there.
-
-    `lowbit.json` beside them says whose they are, and after which step.
-    """
-    staging = folder.with_name("hf.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    empty_model(config).save_pretrained(staging, state_dict=weights)
-    record.sign(staging)
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
 
 
 def _quiet() -> None:

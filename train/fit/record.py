@@ -15,7 +15,8 @@ from train.fit.metrics_csv import MetricsCsv
 from train.fit.signals import Preempted
 from train.model.module import PretrainModule
 from train.model.recipe_table import phase_rows
-from train.runs.belonging import metrics_digest, sign_weights
+from train.runs.belonging import metrics_digest
+from train.runs.exports import sign_weights
 from train.runs.identity import Identity
 from train.runs.outcome import NonFiniteError
 from train.runs.provenance import code_origin, command_line
@@ -66,9 +67,8 @@ class RunRecord(Callback):
         self.circumstances = {key: record[key] for key in ("versions", "machine", "kernels")}
         if own:  # what the run was at its first start stays; how it went on is in the history
             changed = ("status", "max_steps", "phases", "segments", "starts", "identity", *_OF_NOW)
-            record = {k: v for k, v in before.items() if k not in ("error", "metrics")} | {
-                key: record[key] for key in changed
-            }
+            kept = {k: v for k, v in before.items() if k not in ("error", "metrics", "export")}
+            record = kept | {key: record[key] for key in changed}
         write_record(self._folder, record)
 
     def announce(self, max_steps: int) -> None:
@@ -83,9 +83,9 @@ class RunRecord(Callback):
                     flush=True,
                 )
 
-    def sign(self, folder: Path) -> None:
-        """Leave in `folder` whose weights these are."""
-        sign_weights(folder, self.identity, self.segments[-1]["max_steps"])
+    def sign(self, folder: Path) -> str:
+        """Leave in `folder` whose weights these are; the SHA-256 of what says so."""
+        return sign_weights(folder, self.identity, self.segments[-1]["max_steps"])
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
@@ -183,7 +183,7 @@ def describe_run(
     }
 
 
-def finish_record(folder: Path) -> None:
-    """The run has done all its steps and left its weights; metrics.csv is now as it stays."""
-    metrics = {"sha256": metrics_digest(folder)}
-    update_record(folder, status="finished", metrics=metrics)
+def finish_record(folder: Path, signature: str) -> None:
+    """The run has done all its steps and left its weights, signed; metrics.csv is as it stays."""
+    left = {"metrics": {"sha256": metrics_digest(folder)}, "export": {"sha256": signature}}
+    update_record(folder, status="finished", **left)

@@ -1,7 +1,8 @@
-"""The linear layers that a glob names, and where each is in the model."""
+"""The linear layers that a glob names, where each is in the model, and what else holds weights."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,5 +21,27 @@ def chosen_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Li
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in layers):
-            raise ValueError(f"{pattern!r} matches no linear layer of {list(layers)}")
+            others = other_weights(model, layers.values())
+            beside = f"; formats go onto nn.Linear alone, not onto {others}" if others else ""
+            raise ValueError(f"{pattern!r} matches no linear layer of {list(layers)}{beside}")
     return {n: m for n, m in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
+
+
+def other_weights(model: nn.Module, layers: Iterable[nn.Module]) -> str | None:
+    """In words: what multiplies by weights and is none of `layers`; None if nothing does.
+
+    Linear layers that were left alone, GPT-2's Conv1D, experts held as one parameter of three
+    dimensions; not vectors (norms, biases), nor what is looked up, a head tied to it included.
+    """
+    known = {id(layer.weight) for layer in layers}
+    known |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    kinds: Counter[str] = Counter()
+    sizes: dict[int, int] = {}
+    for module in model.modules():
+        own = {id(p): p.numel() for p in module.parameters(recurse=False) if p.ndim > 1}
+        own = {key: size for key, size in own.items() if key not in known}
+        kinds[type(module).__name__] += bool(own)
+        sizes |= own
+    total = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    named = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    return f"{named}: {sum(sizes.values()):,} of {total:,} weights" if named else None

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from train.model.controls import Control, perturb
+from train.runs.exports import check_export
 
 # of a configuration, on what trained weights compute; dropout is the training's own
 OF_NO_EFFECT = {
@@ -75,6 +77,7 @@ def pretrained_model(source: str, config: LlamaConfig) -> LlamaForCausalLM:
     shape, before and after the weights are read.
     """
     check_source(source, config)
+    check_export(Path(source))
     loaded: Any = LlamaForCausalLM.from_pretrained(
         source, config=copy.deepcopy(config), dtype=torch.float32, use_safetensors=True,
         trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,

@@ -1,12 +1,10 @@
 """Whether what lies in a run folder belongs to the run: each artefact's identity against it."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.plain import as_type, read_json
 from train.runs.declaration import SEGMENT, Group
 from train.runs.identity import Difference, Identity, read_identity
 from train.runs.record import read_config
@@ -92,33 +90,6 @@ def refuse_foreign(
     """ValueError, naming the first field and both values, unless the artefact is the run's."""
     if wrong := foreign(plain, run, segments=segments, where=where):
         raise ValueError(f"{where} is of another run: {_first(wrong)}")
-
-
-SIGNATURE = "lowbit.json"  # in hf/, beside the weights
-
-
-def sign_weights(hf: Path, identity: Mapping[str, Any] | None, step: int) -> None:
-    """Leave in a folder of exported weights whose they are, and after which step."""
-    files = {path.name: file_digest(path) for path in sorted(hf.glob("*.safetensors"))}
-    signed = {"identity": identity, "step": step, "files": files}
-    (hf / SIGNATURE).write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
-
-
-def earlier_end(hf: Path, run: Identity, record: Mapping[str, Any]) -> str | None:
-    """Of which earlier end of the run the exported weights are; None for those of its last step.
-
-    ValueError for weights of another run, and for others than were signed.
-    """
-    if not (hf / SIGNATURE).is_file():
-        return "of an unknown step" if record["status"] != "finished" else None
-    signed = as_type(dict[str, Any], read_json(hf / SIGNATURE), str(hf / SIGNATURE))
-    refuse_foreign(hf, signed.get("identity"), run, segments=False)
-    for name, digest in signed.get("files", {}).items():
-        path = hf / Path(name).name
-        if not path.is_file() or file_digest(path) != digest:
-            raise ValueError(f"{path} is not what this run exported")
-    later = foreign(signed.get("identity"), run) or signed.get("step") != record["max_steps"]
-    return f"of step {signed.get('step')}" if later else None
 
 
 def metrics_digest(folder: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from train.runs.belonging import config_of, identity_of, metrics_digest
+from train.runs.exports import check_left
 from train.runs.identity import Identity
 from train.runs.metrics import Array, is_empty, read_metrics
 from train.runs.record import checked_record, has_record
@@ -119,6 +120,7 @@ def read_run(path: Path) -> Run:
     left = info.get("metrics", {}).get("sha256")
     if left is not None and info["status"] != "running" and left != metrics_digest(path):
         raise ValueError(f"{path}/metrics.csv is not what this run left: another run's, or changed")
+    check_left(path, info)
     return Run(path, info, read_metrics(path / "metrics.csv", info["status"]), config=config)
 
 

@@ -14,7 +14,8 @@ from data.corpus import Wheel
 from data.pretrained import load_vocabulary
 from data.vocabulary import Vocabulary
 from train.checkpoints.folder import complete_checkpoints, load_state, verify_checkpoint
-from train.runs.belonging import earlier_end, refuse_foreign, run_identity
+from train.runs.belonging import refuse_foreign, run_identity
+from train.runs.exports import earlier_end
 from train.runs.record import has_record, read_record, read_whole_config
 from train.subjects.gguf import GGUF, llama_of, read_gguf, vocabulary_of
 

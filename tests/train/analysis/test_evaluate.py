@@ -4,11 +4,12 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lowbit import QuantRecipe, ScaleFormat, ScaleRule, block_format, convert_linears
 from train.analysis.evaluate import divergences, evaluate
@@ -134,3 +135,65 @@ def test_smollm2_orders_the_formats(tmp_path_factory: pytest.TempPathFactory) ->
     assert kl["bf16"] == 0
     for order in (one, two):
         assert sorted(order, key=lambda format: kl[repr(format)]) == order, kl
+
+
+def other_model(kind: str, folder: Path) -> str:
+    widths = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 320,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    gpt = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 320}
+    own = {
+        "gpt2": gpt,
+        "openai-gpt": gpt,
+        "mixtral": widths | {"num_local_experts": 4},
+        "gpt_oss": widths | {"num_local_experts": 4, "head_dim": 16},
+        "gpt_neox": widths,
+    }
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **own[kind], bos_token_id=1, eos_token_id=2, pad_token_id=None)
+    )
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def calls(model: str, data: Path, out: Path) -> list[list[str]]:
+    text = ["--formats", "mxint8", "--text", str(data), "--windows", "1", "--seq-len", "16"]
+    return [["eval", model, *text], ["analyze", model, *text, "--out", str(out)]]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "openai-gpt"])
+def test_a_model_of_which_nothing_would_be_quantized_is_refused(
+    kind: str, tmp_path: Path, tiny_data: Path, capsys: Any
+) -> None:
+    for call in calls(other_model(kind, tmp_path / "model"), tiny_data, tmp_path / "out"):
+        capsys.readouterr()
+        assert main(call) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "8 Conv1D" in line and "98,304 of" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_skip_of_all_layers_is_refused(tmp_path: Path, tiny_data: Path, capsys: Any) -> None:
+    call = calls(other_model("gpt_neox", tmp_path / "model"), tiny_data, tmp_path / "out")[0]
+    assert main([*call, "--skip", "*"]) == 2
+    assert "less --skip ['*'], and the model's weights are in 9 Linear" in capsys.readouterr().err
+
+
+LEFT = {
+    "mixtral": "2 MixtralTopKRouter, 2 MixtralExperts",
+    "gpt_oss": "2 GptOssTopKRouter, 2 GptOssExperts",
+    "gpt_neox": None,
+}
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_what_of_a_model_stays_is_said(
+    kind: str, tmp_path: Path, tiny_data: Path, capsys: Any
+) -> None:
+    call = calls(other_model(kind, tmp_path / "model"), tiny_data, tmp_path / "out")
+    for verb, words in zip(call, ("not quantized: ", "not looked at: "), strict=True):
+        assert main(verb) == 0
+        (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith(words)]
+        assert (LEFT[kind] or "1 Linear: 20,480 of") in line

@@ -1,6 +1,7 @@
 """What a run leaves behind says whose it is: moved, swapped, stale or foreign, it is found."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -190,6 +191,19 @@ REFUSED: dict[str, tuple[Act, Callable[[Folders], list[str]], str]] = {
         lambda f: copy(f.mxint8 / "hf/model.safetensors", f.bf16 / "hf/model.safetensors"),
         evaluate, "is not what this run exported",
     ),
+    "hf without its signature": (
+        lambda f: (f.bf16 / "hf/lowbit.json").unlink(), evaluate, "lowbit.json is missing, and a",
+    ),
+    "a signature of the other arm": (
+        lambda f: copy(f.mxint8 / "hf/lowbit.json", f.bf16 / "hf/lowbit.json"), compare,
+        "hf/lowbit.json is not what this run left",
+    ),
+}  # fmt: skip
+FLIPPED = {  # one byte of a file, and who finds it
+    ("model.safetensors", "eval"), ("model.safetensors", "init_from"),
+    ("model.safetensors", "compare"), ("config.json", "eval"), ("config.json", "compare"),
+    ("tokenizer.json", "compare"), ("generation_config.json", "init_from"),
+    ("README.md", "compare"),
 }  # fmt: skip
 
 
@@ -201,6 +215,38 @@ def test_an_artefact_of_another_run_is_refused(
     act(folders)
     assert main(call(folders)) == 2
     assert message in capsys.readouterr().err
+
+
+def init_from(f: Folders) -> list[str]:
+    source = ("--model.init_from", str(f.bf16 / "hf"))
+    return ["fit", *f.config, "--run_dir", str(f.out), *source]
+
+
+@pytest.mark.parametrize(("file", "verb"), sorted(FLIPPED))
+def test_a_flipped_byte_of_an_export_is_found(
+    file: str, verb: str, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what is written in the file, as a disk would flip it: size and times stay."""
+    path = folders.bf16 / "hf" / file
+    whole, before = bytearray(path.read_bytes()), path.stat()
+    whole[-40] ^= 1
+    path.write_bytes(whole)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    call = {"eval": evaluate, "init_from": init_from, "compare": compare}[verb]
+    assert main(call(folders)) == 2
+    assert f"{path} is not what this run exported" in capsys.readouterr().err
+    assert not folders.out.exists()
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "model-00002-of-00002.safetensors"])
+@pytest.mark.parametrize("verb", ["eval", "init_from", "compare"])
+def test_what_came_into_an_export_later_is_found(
+    file: str, verb: str, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders.bf16 / "hf" / file).write_text("{}")
+    call = {"eval": evaluate, "init_from": init_from, "compare": compare}[verb]
+    assert main(call(folders)) == 2
+    assert f"{file} is no part of what this run exported" in capsys.readouterr().err
 
 
 def extended(f: Folders) -> None:
