@@ -23,7 +23,7 @@ from lowbit.definition.rotation import rotate
 from lowbit.formats import BlockFormat, Rounding
 from lowbit.quantize import QuantizedTensor
 from lowbit.recipe import ROLES, QuantRecipe, Role
-from lowbit.reuse import Keep, Made, Reuse
+from lowbit.reuse import Keep, KeptWeight, Made, Reuse
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Operands:
 
     numerics: LayerNumerics
     siblings: Made | None = None
-    weights: Made | None = None
+    weights: KeptWeight | None = None
     read: Made = field(default_factory=dict)  #: with another, and not used yet
 
     def __call__(self, name: str, x: Tensor) -> Operand:
@@ -82,7 +82,8 @@ class Operands:
         role = self.numerics.recipe.role(name)
         make = partial(self.numerics.operand, name, x)
         if role.is_weight:
-            known = self.weights if self.numerics.recipe.format(role.name) else None
+            known = self.weights.now() if self.weights else None
+            known = known if self.numerics.recipe.format(role.name) else None
             return make() if known is None else _found(known, role.name, make)
         return self._shared(role, "values", make) if role.tensor == "input" else make()
 

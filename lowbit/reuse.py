@@ -79,14 +79,33 @@ class Reuse:
             self._input = weakref.ref(input, lambda _: made.clear())
         return self._made
 
-    def of_weight(self, owner: object, weight: Tensor, *numerics: object) -> Made:
+    def of_weight(self, owner: Any, weight: Tensor, *numerics: object) -> "KeptWeight":
         """The operands of a layer's weight, while it and the numerics are the same."""
         state = weight, weight.data_ptr(), weight._version, *numerics
         before, made = self._weights.get(owner, ((), {}))
         if len(before) != len(state) or before[0] is not weight or before[1:] != state[1:]:
             made = {}
             self._weights[owner] = state, made
-        return made
+        return KeptWeight(self, owner, made)
+
+
+@dataclass(frozen=True)
+class KeptWeight:
+    """Operands of a layer's weight as a forward found them."""
+
+    reuse: Reuse
+    layer: Any
+    made: Made
+
+    def now(self) -> Made | None:
+        """While the layer has that weight still: a checkpointed region is repeated with another."""
+        (weight, place, version, *_), made = self.reuse._weights.get(
+            self.layer, ((None, 0, 0), None)
+        )
+        now: Any = self.layer.weight
+        where = now.data_ptr(), now._version
+        same = weight is now and where == (place, version) and made is self.made
+        return self.made if same else None
 
 
 def _forget_at_optimizer_steps(reuse: "weakref.ref[Reuse]") -> None:

@@ -276,6 +276,21 @@ def test_torchs_products_are_rounded_once(call: str, fp32: None) -> None:
     assert ours.stride() == wide.stride()
 
 
+@pytest.mark.parametrize("make", [positive, normal])
+@pytest.mark.parametrize("call", CALLS)
+def test_the_ways_of_torchs_products_differ_in_the_last_bit_alone(
+    call: str, make: Callable[..., Tensor]
+) -> None:
+    """Those of unquantized layers, the output layer (`linear`) and eager attention (`bmm`)."""
+    operands, found = (make(M, K), make(K, N), make(M, N)), []
+    for choice in WAYS:
+        with bf16.using(choice), bf16.everywhere():
+            found.append(CALLS[call](*operands))
+    apart = ulps(*found)
+    assert (apart <= 1).float().mean() >= 0.999 if apart.numel() else True
+    assert make is normal or not apart.numel() or apart.max() <= 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
 def test_other_dtypes_are_torchs(dtype: torch.dtype) -> None:
     a, b = (x.to(dtype) for x in (normal(M, K) * 9, normal(K, N) * 9))
@@ -389,3 +404,23 @@ def test_block_matmul_quantizes_each_operand_on_its_own() -> None:
     both = block_matmul(a, b, block_format("mxint4"), block_format("mxint4"))
     assert not torch.equal(plain, left) and not torch.equal(left, both)
     assert torch.equal(plain, a @ b.t())
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "grouped"])
+def test_the_ways_of_fused_attention(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's kernel rounds probabilities to BF16 before it sums, which is no sum's order: where
+    nothing cancels, the last bit alone differs; elsewhere a unit of the sum of magnitudes.
+    """
+    for make in (positive, normal):
+        monkeypatch.setitem(globals(), "normal", make)
+        found = []
+        for choice in WAYS:
+            with bf16.using(choice), bf16.everywhere():
+                found.append(attention(torch.bfloat16, mask))
+        for own, other in zip(*found, strict=True):
+            assert (own.double() - other.double()).norm() < 2.0**-5 * other.double().norm()
+        if make is positive:  # softmax's own gradient subtracts: that of v alone has no such sum
+            assert max(int(ulps(found[0][i], found[1][i]).max()) for i in (0, 3)) <= 1
+        else:
+            most = 2.0**-7 * found[1][0].double().abs().amax()
+            assert ((found[0][0].double() - found[1][0].double()).abs() <= most).all()

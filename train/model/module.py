@@ -90,10 +90,10 @@ class PretrainModule(LightningModule):
         self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
         self.randomness = Randomness(seed)
         self.reuse = Reuse()  #: nobody else writes to weights or activations during our steps
+        self._products = FirstProducts()
         self.model: LlamaForCausalLM = self._convert(empty_model(llama))  #: without weights so far
         self.initial = InitialWeights(self.model.config, seed, init_from, control)
         self._phase: Phase | None = None
-        self._products = FirstProducts()
         self._loaded_step = 0
         self.validate_bf16 = validate_bf16
         # a NaN counts: torchmetrics would leave it out of the mean, and the rest would look well
@@ -111,6 +111,7 @@ class PretrainModule(LightningModule):
         if self.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         if self.compile_blocks:
+            self._products.check_empty(model, self.policy)
             for block in model.model.layers:
                 block.compile()
         return model
