@@ -1,58 +1,51 @@
 #!/usr/bin/env bash
-# What docs/results.md reports, one resumable command: what is done is skipped, what was stopped goes on.
-# usage: scripts/results.sh [STAGE...]         times on two cores
-#   runs            3 recipes x 3 seeds, cast gaps             40 min
-#   branches        H = 20 from 25, 50, 75 % of a BF16 run     20 min, 8 of them for that run
-#   controls        BF16 perturbed, and with noise, 3 seeds    25 min
-#   drift           learning rate x 1.02, H = 20               20 min
-#   long-branches   H = 80                                     30 min
-#   tables          what the others have left                  at the end of every call
+# What docs/results.md reports, one resumable command: what is done is skipped, what was stopped goes on, and
+# a later call may add checkpoints, branches and recipes. Every stage prints what is left and what it took.
+# usage: scripts/results.sh [STAGE...]     steps of the quickstart's model (0.4 to 0.6 s each on two quiet cores)
+#   base       BF16, three seeds, 320 steps                                          960
+#   branches   23 arms, H = 20, 3 branches from half-way of each run               4,140
+#   casts      21 recipes on both plays of the validation split, three checkpoints 2,800 forward passes
+#   planted    1 % and 4 % more learning rate, H = 20                                540
+#   long       the arms of `branches` at H = 80; not part of a call without stages 16,560
+#   tables     what the others have left                                           at the end of every call
+# SEEDS="0 1" takes fewer runs, BRANCHES=6 more branches, DEVICE=cuda another device.
 # JOBS, here 2, run at a time, with one thread each on two cores.
 # TINY=1 shrinks everything to seconds, to try the script.
 . "$(dirname "$0")/environment.sh" ""  # not the arguments of this script
 
-out=runs/results base=runs/results-base tiny=() corpus=(--corpus shakespeare) data=corpus/shakespeare
-short=20 long=80 rounds=5 drift_rounds=9 long_rounds=2 steps=(80 160 240)
+out=runs/ladder tiny=() corpus=(--corpus shakespeare) data=corpus/shakespeare
+short=20 long=80 step=160 branches=${BRANCHES:-3} spec=configs/sweep/ladder
+read -ra seeds <<< "${SEEDS:-0 1 2}"
 if [ -n "${TINY:-}" ]; then
-    out=runs/results-tiny base=runs/results-tiny-base
-    tiny=(--data.seq_len 32 --data.val_windows 4 --trainer.max_steps 16 --trainer.val_check_interval 8
-        --model.llama.num_hidden_layers 1 --checkpoint_every 4 --keep_checkpoints 4)
-    short=1 long=4 steps=(4 8 12)
+    out=runs/ladder-tiny short=1 long=2 step=4
+    tiny=(--data.seq_len 32 --data.val_windows 10 --trainer.max_steps 8 --trainer.val_check_interval 4
+        --model.llama.num_hidden_layers 2 --checkpoint_every 4)
 fi
-points=() && for step in "${steps[@]}"; do points+=("$base/bf16-s0/checkpoints/step-$(printf %08d "$step")"); done
-recipe=configs/recipe control=configs/control jobs=${JOBS:-2}
+[ -z "${DEVICE:-}" ] || tiny+=(--trainer.accelerator "$DEVICE")
+points=() && for seed in "${seeds[@]}"; do points+=("$out/bf16-s$seed/checkpoints/step-$(printf %08d $step)"); done
+jobs=${JOBS:-2}
+# the study's questions, asked in advance
+questions=(mxint8:mxfp8 mxint6:mxfp6 mxint4:mxfp4 nvint4:nvfp4_plain nvint4_rotated:nvfp4_rotated
+    nvint4_rotated:nvint4 nvfp4_rotated:nvfp4_plain mxint4_rotated:mxint4 mxfp4_rotated:mxfp4)
+margin=0.001  # nats: what counts as equal, stated before the run
 
-runs() {
-    lowbit sweep --spec configs/sweep/results.yaml --out $out --jobs $jobs -- "${tiny[@]}"
+branch() {  # NAME HORIZON ARGUMENTS...
+    lowbit sweep --out "$out/$1" --branch-from "${points[@]}" --horizon "$2" --branches "$branches" --jobs "$jobs" "${@:3}"
 }
 base() {
-    lowbit sweep --spec configs/sweep/results_base.yaml --out $base -- "${tiny[@]}"
+    lowbit sweep --spec ${spec}_base.yaml --out $out --jobs "$jobs" --seeds "${seeds[@]}" -- "${tiny[@]}"
 }
-branch() {  # NAME HORIZON BRANCHES ARGUMENTS...
-    lowbit sweep --out "$out/$1" --branch-from "${points[@]}" --horizon "$2" --branches "$3" --jobs $jobs "${@:4}"
-}
-branches() {
-    base
-    branch branches-h$short $short $rounds --target-se 0.0002 --recipes $recipe/{bf16,mxint8,mxfp8}.yaml
-}
-controls() {
-    lowbit sweep --spec configs/sweep/results.yaml --out $out --jobs $jobs \
-        --recipes $recipe/bf16.yaml $control/bf16_{perturbed,noise_mxint8}.yaml -- "${tiny[@]}"
-}
-drift() {
-    base
-    branch drift $short $drift_rounds --spec configs/sweep/results_drift.yaml
-}
-long-branches() {
-    base
-    branch branches-h$long $long $long_rounds --recipes $recipe/{bf16,mxint8,mxfp8}.yaml
-}
+branches() { branch branches $short --spec $spec.yaml; }
+casts() { branch branches $short --spec $spec.yaml --casts; }
+planted() { branch planted $short --spec ${spec}_planted.yaml; }
+long() { branch branches-h$long $long --spec $spec.yaml; }
 tables() {
-    [ ! -e $out/bf16-s0/run.json ] || lowbit compare $out
-    [ ! -e $out/drift/branches.json ] || python scripts/check_drift.py $out/drift
+    [ -e $out/bf16-s0/run.json ] || return 0
+    lowbit compare $out --pairs "${questions[@]}" --equivalent-within $margin
+    python scripts/ladder.py $out --draw $out/compare/ladder
 }
 
-[ $# -gt 0 ] || set -- runs branches controls drift long-branches
+[ $# -gt 0 ] || set -- base branches casts planted
 for stage in "$@"; do
     declare -F "$stage" > /dev/null || { echo "no stage $stage, see $0" >&2; exit 2; }
 done

@@ -2,29 +2,34 @@
 
 usage: python scripts/simulate_errors.py [SIMULATIONS]     20,000 of each row by default
 
-The rules are computed for all simulations at once; the first of each row are computed again by
-train.stats, and must come out alike. False: a difference is called where there is none. Power: an
+False: a difference is called where there is none. Power: an
 effect of three true standard errors is called. Rows marked "no" break what the rule rests on.
 """
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
+from simulated_rules import (
+    CHECKED,
+    Array,
+    Found,
+    by_documents,
+    family,
+    like_these,
+    newey_west_rows,
+    over_checkpoints,
+    over_units,
+    quantile,
+    sign_flips,
+    stein,
+)
 
 from train.output.tables import aligned
-from train.stats.intervals import t_quantile
 from train.stats.power import equivalent
-from train.stats.serial import BANDWIDTH, shared_part, window_mean
-from train.stats.several import dunnett_quantile
-from train.stats.sign_flip import sign_flip_p
-from train.stats.strata import estimate, over_strata
+from train.stats.strata import estimate
 
-Array = np.ndarray
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Array]
-CHECKED = 5  # simulations of each row that train.stats computes as well
 EFFECT = 3.0  # true standard errors
 
 
@@ -40,132 +45,6 @@ NOISE: dict[str, Draw] = {
     "outliers (5 %, ten times)": outliers,
     "skew (exponential)": lambda rng, shape: rng.standard_exponential(shape) - 1,
 }
-
-
-@lru_cache
-def _table(p: float) -> tuple[Array, Array]:
-    inverse = np.concatenate([np.linspace(0.001, 0.2, 200), np.linspace(0.205, 1.0, 160)])
-    return inverse, np.array([t_quantile(p, 1 / x) for x in inverse])
-
-
-def quantile(df: Array | float, p: float = 0.975) -> Array:
-    inverse, values = _table(p)
-    found: Array = np.interp(1 / np.asarray(df, float), inverse, values)
-    return found
-
-
-@dataclass(frozen=True)
-class Found:
-    """Of every simulation: the estimate, its error and what it is multiplied by."""
-
-    mean: Array
-    error: Array
-    reach: Array
-
-    def calls(self, effect: float | Array = 0.0) -> Array:
-        called: Array = np.abs(self.mean + effect) > self.reach * self.error
-        return called
-
-
-def over_units(x: Array) -> Found:
-    """Student-t over axis 1."""
-    n = x.shape[1]
-    for row in x[:CHECKED]:
-        check(
-            estimate([row.tolist()]).high, row.mean() + quantile(n - 1) * row.std(ddof=1) / n**0.5
-        )
-    error = x.std(1, ddof=1) / n**0.5
-    return Found(x.mean(1), error, np.full(len(x), quantile(n - 1)))
-
-
-def over_checkpoints(x: Array, windows: Array | None = None) -> Found:
-    """[simulations, checkpoints, branches]: Welch; `windows`: gaps of [.., windows] besides."""
-    k, n = x.shape[1:]
-    variance = x.var(2, ddof=1) / n / k**2
-    freedom = np.full((k, 1), n - 1.0)
-    parts, freedoms = variance, np.repeat(freedom, len(x), 1).T
-    if windows is not None:
-        shared = np.array([_shared(gaps.reshape(k * n, -1)) for gaps in windows])
-        parts = np.concatenate([variance, shared[:, :1]], 1)
-        freedoms = np.concatenate([freedoms, shared[:, 1:]], 1)
-    total = parts.sum(1)
-    df = total**2 / (parts**2 / freedoms).sum(1)
-    mean = x.mean((1, 2))
-    found = Found(mean, np.sqrt(total), quantile(df))
-    for i, strata in enumerate(x[:CHECKED]):
-        own = [] if windows is None else [shared_part(windows[i].reshape(k * n, -1), [0] * 64)]
-        expected = estimate(strata.tolist(), [part for part in own if part])
-        check(expected.high, mean[i] + found.reach[i] * found.error[i])
-    return found
-
-
-def _shared(gaps: Array) -> tuple[float, float]:
-    part = shared_part(gaps, np.zeros(gaps.shape[1]))  # type: ignore[arg-type]  # one document
-    assert part is not None
-    return part.variance, part.freedom
-
-
-def like_these(x: Array) -> Found:
-    for row in x[:CHECKED]:
-        n = len(row)
-        check(
-            over_strata(row.tolist()).high, row.mean() + quantile(n - 1) * row.std(ddof=1) / n**0.5
-        )
-    return over_units(x)
-
-
-def newey_west_rows(x: Array) -> Found:
-    n = x.shape[1]
-    lags = round(BANDWIDTH * n)
-    residuals = x - x.mean(1, keepdims=True)
-    total = (residuals**2).sum(1)
-    for lag in range(1, lags):
-        products = np.einsum("ij,ij->i", residuals[:, lag:], residuals[:, :-lag])
-        total += 2 * (1 - lag / lags) * products
-    share = lags / n
-    error = np.sqrt(np.maximum(total, 0) / n**2 / (1 - share + share**2 / 3))
-    found = Found(x.mean(1), error, np.full(len(x), quantile(1.5 / share)))
-    for i, row in enumerate(x[:CHECKED]):
-        check(window_mean(row, [0] * n).estimate.high, found.mean[i] + found.reach[i] * error[i])
-    return found
-
-
-def by_documents(x: Array, documents: Array) -> Found:
-    count = int(documents.max()) + 1
-    residuals = x - x.mean(1, keepdims=True)
-    sums = np.stack([residuals[:, documents == g].sum(1) for g in range(count)], 1)
-    error = np.sqrt((sums**2).sum(1) / x.shape[1] ** 2 * count / (count - 1))
-    effective = x.shape[1] ** 2 / (np.bincount(documents) ** 2).sum()
-    found = Found(x.mean(1), error, np.full(len(x), quantile(effective - 1)))
-    for i, row in enumerate(x[:CHECKED]):
-        expected = window_mean(row, documents.tolist()).estimate.high
-        check(expected, found.mean[i] + found.reach[i] * error[i])
-    return found
-
-
-def check(expected: float | None, found: float) -> None:
-    assert expected is not None and np.isclose(expected, found, rtol=2e-4, atol=1e-9)
-
-
-def stein(rng: np.random.Generator, runs: int, planned: int, draw: Draw) -> Found:
-    """Four seeds tell how many; the target is met by 12 of the true spread."""
-    x = draw(rng, (runs, planned))
-    spread = x[:, :4].std(1, ddof=1)
-    n = np.clip(np.ceil(spread**2 * 12), 4, planned).astype(int)
-    mean = np.cumsum(x, 1)[np.arange(runs), n - 1] / n
-    for i in range(CHECKED):
-        found = estimate([x[i, : n[i]].tolist()], first=4)
-        check(found.standard_error, spread[i] / n[i] ** 0.5)
-    return Found(mean, spread / np.sqrt(n), np.full(runs, quantile(3)))
-
-
-def family(rng: np.random.Generator, runs: int, spreads: list[float], n: int) -> Array:
-    """Simulations in which any recipe is called different from the baseline."""
-    losses = rng.standard_normal((runs, len(spreads), n)) * np.array(spreads)[:, None]
-    gaps = losses[:, 1:] - losses[:, :1]
-    t = np.abs(gaps.mean(2)) / (gaps.std(2, ddof=1) / n**0.5)
-    any_called: Array = t.max(1) > dunnett_quantile(len(spreads) - 1, n)
-    return any_called
 
 
 def autoregressive(rng: np.random.Generator, runs: int, n: int, rho: float) -> Array:
@@ -195,8 +74,8 @@ def seeds(rng: np.random.Generator, runs: int) -> list[Row]:
             holds = noise in ("normal", "t3")  # outliers, symmetric: too seldom; skew: too often
             found.append(row(f"{n} seeds", noise, "t", over_units(x), n**-0.5, holds))
         x = draw(rng, (runs, 8))
-        p = _sign_flip(x)
-        power = _sign_flip(x + EFFECT * 8**-0.5) <= 0.05
+        p = sign_flips(x)
+        power = sign_flips(x + EFFECT * 8**-0.5) <= 0.05
         word = "no" if noise.startswith("skew") else "yes"
         found.append(("8 seeds", noise, "sign flips", word, p <= 0.05, power))
     x = rng.standard_normal((runs, 5)) + rng.standard_normal((runs, 1)) * 0.5
@@ -207,16 +86,6 @@ def seeds(rng: np.random.Generator, runs: int) -> list[Row]:
     seen = [over_units(part[i::3]).calls(EFFECT / 2) for i, part in enumerate(kept)]
     found.append(("5 seeds, up to 2 lost", "normal", "t", "yes", calls, np.concatenate(seen)))
     return found
-
-
-def _sign_flip(x: Array) -> Array:
-    n = x.shape[1]
-    signs = 1 - 2 * ((np.arange(1 << n)[:, None] >> np.arange(n)) & 1)
-    found = np.abs(x.sum(1, keepdims=True))
-    p: Array = (np.abs(x @ signs.T) >= found * (1 - 1e-12)).mean(1)
-    for row, own in zip(x[:CHECKED], p, strict=False):
-        assert sign_flip_p(row) == own
-    return p
 
 
 def branches(rng: np.random.Generator, runs: int) -> list[Row]:
@@ -282,14 +151,15 @@ def others(rng: np.random.Generator, runs: int) -> list[Row]:
     found: list[Row] = []
     for noise in ("normal", "t3"):
         for planned in (10, 40):
-            result = stein(rng, runs, planned, NOISE[noise])
+            result = stein(NOISE[noise](rng, (runs, planned)))
             holds = noise == "normal"
             what = f"--target-se, 4 of {planned} seeds"
             found.append(row(what, noise, "Stein", result, 12**-0.5, holds))
     for spreads in ([1.0] * 6, [1, 1, 1, 2, 4, 8], [4, 1, 1, 1, 1, 1]):
         for n in (3, 6):
             text = f"spreads {', '.join(f'{s:g}' for s in spreads)}"
-            calls = family(rng, runs, [float(s) for s in spreads], n)
+            scale = np.array(spreads, float)[:, None]
+            calls = family(rng.standard_normal((runs, len(spreads), n)) * scale)
             holds = spreads[0] == 1 and n > 2
             word = "yes" if holds else "no"
             found.append((f"5 recipes x {n} seeds", text, "Dunnett, any", word, calls, None))
