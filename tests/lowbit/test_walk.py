@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lowbit import Keep, QuantLinear, QuantRecipe, Randomness, Reuse, Rounding, block_format
+from lowbit import (
+    Emulate,
+    Keep,
+    QuantLinear,
+    QuantRecipe,
+    Randomness,
+    Reuse,
+    Rounding,
+    block_format,
+)
 
 RANDOM = QuantRecipe.uniform(block_format("mxint8", rounding=Rounding.STOCHASTIC))
 RECIPES = [
@@ -67,9 +76,10 @@ class Walk:
         torch.manual_seed(0)
         self.randomness, self.reuse = Randomness(5), Reuse()
         bases = [nn.Linear(WIDTH, WIDTH) for _ in range(3)]
+        backend = Emulate()  # one: else they share nothing
         self.layers = [
             QuantLinear.from_linear(
-                base, RECIPES[0], randomness=self.randomness, index=i, keep=Keep(True, False)
+                base, RECIPES[0], backend=backend, randomness=self.randomness, index=i
             )
             for i, base in enumerate(bases)
         ]
