@@ -105,7 +105,7 @@ class Emulate:
     def restored(self, stored: QuantizedTensor, dtype: torch.dtype) -> Operand:
         """The operand that `stored` holds."""
         exact = dtype is torch.bfloat16 and stored.format.fits_bf16
-        return Operand(stored.values().to(dtype if exact else torch.float32), stored.tensor_scale)
+        return Operand(stored.values().to(dtype if exact else torch.float32), stored.outer_scale)
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """The product of two operands, in `dtype`."""

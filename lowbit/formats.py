@@ -50,6 +50,10 @@ class BlockFormat:
             raise ValueError(
                 "arithmetic=bf16 is not defined for FP32 scales, nor scale_rule=even, up, best"
             )
+        own = (E2M1, ScaleFormat.E4M3, None, Rounding.NEAREST, None, OuterScale.TENSOR)
+        has = (self.element, self.scale, self.scale_rule, self.rounding, self.scale_min, self.outer)
+        if self.arithmetic.is_owners and has != own:
+            raise ValueError(f"arithmetic={self.arithmetic.value} is that of nvfp4, in any blocks")
 
     def _check_scale(self) -> None:
         allowed, rule = rules_of(self.scale, self.element), self.scale_rule or ScaleRounding.NEAREST
@@ -102,7 +106,8 @@ class BlockFormat:
     @property
     def fits_bf16(self) -> bool:
         """Whether code x block scale always has at most 8 significant bits: exact in BF16."""
-        return self.element.mantissa_bits + 1 + self.scale.significant_bits <= 8
+        bits = self.element.mantissa_bits + 1 + self.scale.significant_bits
+        return bits <= 8 and not self.arithmetic.is_owners
 
     @property
     def clips(self) -> bool:

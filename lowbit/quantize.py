@@ -30,6 +30,7 @@ from lowbit.definition import codes as encoding
 from lowbit.definition.blocks import from_blocks, to_blocks
 from lowbit.definition.given import Scales, check_held, given_blocks
 from lowbit.definition.noise import Key
+from lowbit.definition.owners import factor
 from lowbit.definition.scale import power_of_two
 from lowbit.definition.steps import rounded, saturated, scaled_blocks
 from lowbit.formats import BlockFormat, IntFormat, Rounding, ScaleFormat, block_format
@@ -55,7 +56,7 @@ def fake_quantize(
     values, tensor_scale = quantize_values(x, format, dim, key=key)
     if tensor_scale is not None:
         values = values.float() * tensor_scale
-    return saturated(values, x.dtype).to(x.dtype)
+    return held(values, x.dtype, format)
 
 
 def quantize_values(
@@ -71,8 +72,10 @@ def quantize_values(
         return done
     scaled = scaled_blocks(x, format, dim)
     codes = rounded(scaled, format, dim, key)
-    values = codes.mul_(scaled.scale.to(codes.dtype))
-    return from_blocks(values, scaled.inside, scaled.shape).reshape(x.shape), scaled.tensor_scale
+    owned = scaled.factor is not None
+    values = codes.mul_(scaled.factor if owned else scaled.scale.to(codes.dtype))
+    values = from_blocks(values, scaled.inside, scaled.shape).reshape(x.shape)
+    return values, None if owned else scaled.tensor_scale
 
 
 def unclamped_codes(
@@ -92,7 +95,7 @@ class QuantizedTensor:
     codes: Tensor  #: shape of the tensor; int8 integers, or uint8 bit patterns of floats
     scale: Tensor
     """One per block: bytes of E8M0 (exponent + 127, 255 is NaN) and of minifloats, else values."""
-    tensor_scale: Tensor | None  #: FP32 scalar of NV formats
+    tensor_scale: Tensor | None  #: FP32 scalar of NV formats; of an owner's, what it keeps
     format: BlockFormat
     dim: int
 
@@ -101,19 +104,27 @@ class QuantizedTensor:
         for the sign of integers' zeros.
         """
         values = self.values()
-        if self.tensor_scale is not None:
-            values = values * self.tensor_scale
-        return saturated(values, dtype).to(dtype)
+        if self.outer_scale is not None:
+            values = values * self.outer_scale
+        return held(values, dtype, self.format)
 
     def values(self) -> Tensor:
         """Code x block scale in FP32, without the tensor scale: those of `quantize_values`."""
         codes = encoding.decode(self.codes, self.format.element)
         matrix = codes.reshape(codes.shape or (1,))
         blocks, inside = to_blocks(matrix, self.format.block_size, self.dim)
-        scale = self.scale_values()
+        scale, owner = self.scale_values(), self.format.arithmetic
+        if owner.is_owners:
+            assert self.tensor_scale is not None
+            scale = factor(scale, self.tensor_scale, owner)
         for axis in inside:
             scale = scale.unsqueeze(axis)
         return from_blocks(blocks * scale, inside, matrix.shape).reshape(codes.shape)
+
+    @property
+    def outer_scale(self) -> Tensor | None:
+        """The tensor scale, where `values` leave it out: an owner's arithmetic does not."""
+        return None if self.format.arithmetic.is_owners else self.tensor_scale
 
     def scale_values(self) -> Tensor:
         """What the stored scales mean, FP32, one per block."""
@@ -180,6 +191,12 @@ def quantize(
     if scales:
         check_held(found.scale_values(), scales.block, format)
     return found
+
+
+def held(values: Tensor, dtype: torch.dtype, format: BlockFormat) -> Tensor:
+    """In this dtype; owners let what is beyond it be infinite."""
+    owned = format.arithmetic.is_owners
+    return (values if owned else saturated(values, dtype)).to(dtype)
 
 
 def checked(x: Tensor, format: BlockFormat | str, key: Key | None) -> BlockFormat:

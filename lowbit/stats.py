@@ -225,7 +225,9 @@ def scale_exponents(x: Tensor, format: BlockFormat, dim: int = -1) -> dict[int, 
     {0: 1, 1: 1}
     """
     scaled = scaled_blocks(x, format, dim)
-    scale = scaled.scale.double() * (1.0 if scaled.tensor_scale is None else scaled.tensor_scale)
+    scale = scaled.scale.double() if scaled.factor is None else scaled.factor.double()
+    if scaled.factor is None and scaled.tensor_scale is not None:
+        scale *= scaled.tensor_scale
     exponents = torch.frexp(scale[scale.isfinite()]).exponent - 1
     if not len(exponents):
         return {}

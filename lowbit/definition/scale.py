@@ -87,13 +87,18 @@ def _bf16_exponent(amax: Tensor, format: BlockFormat) -> Tensor:
     return exponent.clamp(-127, 127).to(torch.int32)  # log2(0) is -inf
 
 
+def finite_amax(x: Tensor) -> Tensor:
+    """The largest finite magnitude, FP32; 0 where there is none."""
+    magnitude = torch.where(x.isfinite(), x.abs(), 0.0)
+    return magnitude.amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
+
+
 def tensor_scale(x: Tensor, format: BlockFormat) -> Tensor:
     """The FP32 scale above all minifloat block scales: finite amax / (448 max) for E4M3.
 
     At least 2^-117: its product with the smallest block scale is then a normal number.
     """
-    magnitude = torch.where(x.isfinite(), x.abs(), 0.0)
-    amax = magnitude.amax().float() if x.numel() else x.new_zeros(())
+    amax = finite_amax(x)
     least = max(2.0**-117, 2.0**-126 / format.scale.smallest)
     return over(amax, format.most_scale * format.element.max).clamp(min=least)
 

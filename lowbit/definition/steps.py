@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowbit.definition import owners
 from lowbit.definition.blocks import to_blocks
 from lowbit.definition.noise import Key, uniform
 from lowbit.definition.rounding import round_to_bf16, round_to_element_
 from lowbit.definition.scale import (
     block_amax,
     block_scales,
+    finite_amax,
     inverse,
     tensor_scale,
 )
@@ -26,6 +28,7 @@ class Scaled:
     tensor_scale: Tensor | None
     inside: tuple[int, ...]  #: axes of `y` inside a block
     shape: tuple[int, ...]  #: of the tensor that was blocked
+    factor: Tensor | None = None  #: an owner's arithmetic: of codes, the tensor's scale within
 
 
 def scaled_blocks(x: Tensor, format: BlockFormat, dim: int) -> Scaled:
@@ -34,12 +37,27 @@ def scaled_blocks(x: Tensor, format: BlockFormat, dim: int) -> Scaled:
     if format.arithmetic is Arithmetic.BF16:
         matrix = round_to_bf16(matrix)
     blocks, inside = to_blocks(matrix, format.block_size, dim)
+    if format.arithmetic.is_owners:
+        return _owned_blocks(matrix, blocks, inside, format, x.dtype)
     above = tensor_scale(matrix, format) if format.outer is OuterScale.TENSOR else None
     scale, *others = block_scales(block_amax(blocks, inside), format, above)
     for other in others:
         errors = [_squared_error(blocks, inside, each, format, above) for each in (scale, other)]
         scale = torch.where(errors[1] < errors[0], other, scale)
     return Scaled(_divided(blocks, scale, format, above), scale, above, inside, matrix.shape)
+
+
+def _owned_blocks(
+    matrix: Tensor, blocks: Tensor, inside: tuple[int, ...], format: BlockFormat, dtype: torch.dtype
+) -> Scaled:
+    owner, amax = format.arithmetic, block_amax(blocks, inside)
+    narrow = torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
+    above = owners.kept(finite_amax(matrix), owner, narrow)
+    amax = torch.where(amax.isfinite(), amax, torch.nan)
+    scale = owners.block_scale(amax, above, owner, narrow)
+    y = owners.quotient(blocks, scale, above, owner)
+    factor = owners.factor(scale, above, owner)
+    return Scaled(y, scale, above, inside, matrix.shape, factor)
 
 
 def _divided(

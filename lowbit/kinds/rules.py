@@ -53,6 +53,14 @@ class Arithmetic(Enum):
 
     FP32 = "fp32"  #: with exact exponents
     BF16 = "bf16"  #: rounded to BF16 after every operation, log2 included, as the study's code does
+    TORCHAO = "torchao"  #: NVFP4's owners, each with its own: definition/owners.py
+    COMPRESSED_TENSORS = "compressed_tensors"
+    TRANSFORMER_ENGINE = "transformer_engine"
+
+    @property
+    def is_owners(self) -> bool:
+        """Whether it is that of an engine's own NVFP4."""
+        return self not in (Arithmetic.FP32, Arithmetic.BF16)
 
 
 class OuterScale(Enum):
