@@ -44,12 +44,9 @@ class BlockFormat:
         if not all(type(size) is int and size > 0 for size in sizes) and self.block_size != -1:
             raise ValueError(f"block_size={self.block_size}: positive, or -1 for the whole axis")
         self._check_scale()
-        if self.arithmetic is Arithmetic.BF16 and (
-            self.scale == ScaleFormat.FP32 or self.scale_rule not in _BF16_RULES
-        ):
-            raise ValueError(
-                "arithmetic=bf16 is not defined for FP32 scales, nor scale_rule=even, up, best"
-            )
+        linear = self.scale == ScaleFormat.FP32 or self.scale_rule not in _BF16_RULES
+        if self.arithmetic is Arithmetic.BF16 and linear:
+            raise ValueError("arithmetic=bf16 is not defined for FP32 scales, even, up nor best")
         own = (E2M1, ScaleFormat.E4M3, None, Rounding.NEAREST, None, OuterScale.TENSOR)
         has = (self.element, self.scale, self.scale_rule, self.rounding, self.scale_min, self.outer)
         if self.arithmetic.is_owners and has != own:
@@ -71,8 +68,7 @@ class BlockFormat:
         if least is not None and not (self.scale.is_minifloat and self.scale.holds(least)):
             raise ValueError(f"scale_min={least}: for e4m3 scales and the like, one of theirs")
         if self.scale.is_minifloat and self.element.max * self.scale.max >= 2.0**127:
-            what = f"{self.element.label} times {self.scale.value}"
-            raise ValueError(f"{what} is beyond FP32's range")
+            raise ValueError(f"{self.element} times {self.scale} is beyond FP32's range")
 
     @property
     def _own_outer_scale(self) -> OuterScale:
@@ -93,9 +89,8 @@ class BlockFormat:
         """The minifloat scale of the block with the tensor's largest value, under a tensor scale:
         FOUR_OVER_SIX needs room for its 1.5-fold.
         """
-        if self.scale_rule is not ScaleRounding.FOUR_OVER_SIX:
-            return self.scale.max
-        return 2.0 ** math.floor(math.log2(self.scale.max / 1.5))
+        room = self.scale_rule is ScaleRounding.FOUR_OVER_SIX
+        return 2.0 ** math.floor(math.log2(self.scale.max / 1.5)) if room else self.scale.max
 
     @property
     def bits_per_value(self) -> float:
@@ -169,9 +164,9 @@ def named(name: str) -> BlockFormat | None:
     if block := notation.block_in(name):
         stem = named(block[0])
         return stem and replace(stem, name=name, block_size=block[1])
-    if (spelt := notation.spelt_in(name)) is None:
-        return None
-    return BlockFormat(name, scale_rule=_default_rule(spelt["scale"]), **spelt)
+    if spelt := notation.spelt_in(name):
+        return BlockFormat(name, scale_rule=_default_rule(spelt["scale"]), **spelt)
+    return None
 
 
 def _default_rule(scale: ScaleFormat) -> AnyRule | None:

@@ -30,7 +30,7 @@ from lowbit.definition import codes as encoding
 from lowbit.definition.blocks import from_blocks, to_blocks
 from lowbit.definition.given import Scales, check_held, given_blocks
 from lowbit.definition.noise import Key
-from lowbit.definition.owners import factor
+from lowbit.definition.owners import factor as owned_factor
 from lowbit.definition.scale import power_of_two
 from lowbit.definition.steps import rounded, saturated, scaled_blocks
 from lowbit.formats import BlockFormat, IntFormat, Rounding, ScaleFormat, block_format
@@ -72,10 +72,11 @@ def quantize_values(
         return done
     scaled = scaled_blocks(x, format, dim)
     codes = rounded(scaled, format, dim, key)
-    owned = scaled.factor is not None
-    values = codes.mul_(scaled.factor if owned else scaled.scale.to(codes.dtype))
-    values = from_blocks(values, scaled.inside, scaled.shape).reshape(x.shape)
-    return values, None if owned else scaled.tensor_scale
+    factor, above = scaled.scale.to(codes.dtype), scaled.tensor_scale
+    if scaled.factor is not None:
+        factor, above = scaled.factor, None
+    values = codes.mul_(factor)
+    return from_blocks(values, scaled.inside, scaled.shape).reshape(x.shape), above
 
 
 def unclamped_codes(
@@ -116,7 +117,7 @@ class QuantizedTensor:
         scale, owner = self.scale_values(), self.format.arithmetic
         if owner.is_owners:
             assert self.tensor_scale is not None
-            scale = factor(scale, self.tensor_scale, owner)
+            scale = owned_factor(scale, self.tensor_scale, owner)
         for axis in inside:
             scale = scale.unsqueeze(axis)
         return from_blocks(blocks * scale, inside, matrix.shape).reshape(codes.shape)

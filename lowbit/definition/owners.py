@@ -10,8 +10,8 @@
                         s = amax_b (G (1 / 6))         0 where that rounds to 0: the block vanishes
                         y = x (1 / (s (1 / G)))        value = code ((s amax) (1 / 2688))
 
-Of torchao 0.18, compressed-tensors' `calculate_qparams` and `fake_quantize`, and Transformer Engine's
-PyTorch reference and `dequantize_nvfp4`. Values beyond a dtype are infinite, as they have them.
+Of torchao 0.18, compressed-tensors' `calculate_qparams` and `fake_quantize`, and Transformer
+Engine's PyTorch reference and `dequantize_nvfp4`. Values beyond a dtype are infinite.
 """
 
 import torch

@@ -82,8 +82,8 @@ class Minifloat:
             object.__setattr__(self, "max", largest)
         known = [self._magnitude(code) for code in range(1, self._codes - self._keeps_nan)]
         if self.max not in known or self.max < 1:
-            floats = f"e{bits}m{self.mantissa_bits}"
-            raise ValueError(f"max={self.max} is not a value of {floats} from 1 to {known[-1]:g}")
+            most, floats = max(known, default=0), f"e{bits}m{self.mantissa_bits}"
+            raise ValueError(f"max={self.max} is not a value of {floats} from 1 to {most:g}")
 
     @property
     def _codes(self) -> int:

@@ -25,7 +25,9 @@ SCALES = st.one_of(
     st.sampled_from(
         [ScaleFormat.E8M0, ScaleFormat.E4M3, ScaleFormat.BF16, ScaleFormat.FP32, ScaleFormat(5, 3)]
     ),
-    st.integers(1, 5).flatmap(lambda e: st.builds(ScaleFormat, st.just(e), st.integers(0, 8 - e))),
+    st.integers(1, 5).flatmap(
+        lambda e: st.builds(ScaleFormat, st.just(e), st.integers(2 - min(e, 2), 8 - e))
+    ),
 )
 ELEMENTS = st.one_of(
     st.builds(IntFormat, st.integers(2, 8)),
@@ -102,6 +104,8 @@ NONSENSE = {
         {"element": "int5", "scale": {"exponent_bits": 5, "mantissa_bits": -1}}, "bits=-1"),
     "a scale without exponent": (
         {"element": "int5", "scale": {"exponent_bits": 0, "mantissa_bits": 4}}, "bits=0"),
+    "a scale of no number": (
+        {"element": "int5", "scale": {"exponent_bits": 1, "mantissa_bits": 0}}, "e1m0"),
     "a scale that cannot say NaN": (
         {"element": "int5", "scale": {"exponent_bits": 5, "mantissa_bits": 3, "max": 122880}},
         "122880"),

@@ -1,4 +1,4 @@
-"""NVFP4 in each owner's arithmetic, against that owner's own code: codes, scales, decoded values."""
+"""NVFP4 in each owner's arithmetic, against that owner's own code: codes, scales, values."""
 
 import logging
 import warnings
