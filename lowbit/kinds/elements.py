@@ -212,7 +212,9 @@ class ScaleFormat(Minifloat):
     @property
     def smallest(self) -> float:
         """The least positive value."""
-        return 2.0**-127 if self == ScaleFormat.E8M0 else super().smallest
+        # not by super(), for which Dynamo finds the property itself
+        lowest = -127 if self == ScaleFormat.E8M0 else self.min_exponent - self.mantissa_bits
+        return float(2.0**lowest)
 
     @property
     def bits(self) -> int:

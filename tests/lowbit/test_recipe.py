@@ -20,7 +20,7 @@ from lowbit import (
     ScaleRule,
     block_format,
 )
-from lowbit.formats import MXFP4, MXINT4, MXINT8, NVFP4, IntFormat
+from lowbit.formats import MXFP4, MXINT4, MXINT8, NVFP4, IntFormat, OuterScale
 from lowbit.recipe import GEMMS, OPERANDS
 
 RESULT_OF = {"fprop": "output", "dgrad": "grad_input", "wgrad": "grad_weight"}
@@ -36,6 +36,7 @@ FORMAT_FIELDS: dict[str, list[tuple[BlockFormat, Any]]] = {
     "rounding": [(MXINT4, Rounding.HALF_AWAY), (MXINT4, Rounding.STOCHASTIC)],
     "arithmetic": [(BF16_SCALE, Arithmetic.BF16)],
     "scale_min": [(NVFP4, 2.0**-6)],
+    "outer_scale": [(NVFP4, OuterScale.NONE)],
 }
 FULL = QuantRecipe.uniform(MXINT8)
 # field of QuantRecipe -> recipe without it, recipe with it; what changes is that of its GEMM
