@@ -1,7 +1,9 @@
 """The `lowbit` command: verbs, one line for every user's error, exit codes."""
 
 import argparse
+import difflib
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Callable
 
@@ -52,6 +54,15 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:  # a process of its own, not a program that calls us
         leave_torchao_out()
         argv = sys.argv[1:]
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:2], "--help"]
+    if argv == ["--version"]:
+        return _version()
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        close = difflib.get_close_matches(argv[0], VERBS, 1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(VERBS)}"
+        print(f"lowbit: error: there is no verb {argv[0][:40]!r}; {hint}", file=sys.stderr)
+        return 2
     if argv and argv[0] in _CONFIGURED:
         module = _CONFIGURED[argv[0]]
         verb = argv[0]
@@ -68,6 +79,17 @@ def main(argv: list[str] | None = None) -> int:
             importlib.import_module(MODULES[verb]).add_arguments(subparser)
     args = parser.parse_args(argv)
     return _guarded(args.verb, lambda: importlib.import_module(MODULES[args.verb]).run(args))
+
+
+def _version() -> int:
+    """Of the package, torch and the devices, and how BF16 products are computed on this CPU."""
+    torch, bf16 = importlib.import_module("torch"), importlib.import_module("lowbit.bf16")
+    print(f"lowbit {importlib.metadata.version('lowbit')}")
+    print(f"torch {torch.__version__}, CPU {torch.backends.cpu.get_cpu_capability()}")
+    print(f"BF16 products on this CPU: {bf16.products('cpu')}")
+    gpus = torch.cuda.device_count()
+    print(f"GPUs: {', '.join(torch.cuda.get_device_name(i) for i in range(gpus)) or 'none'}")
+    return 0
 
 
 def _guarded(verb: str, run: Callable[[], int]) -> int:

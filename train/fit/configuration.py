@@ -1,7 +1,6 @@
 """The command line and YAML of a run: LightningCLI, with formats by name and a run folder."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from data.durable import write_durably
 from data.module import TokenDataModule
 from train.checkpoints.folder import AtomicCheckpointIO, read_manifest, step_of
+from train.config.building import (
+    building,
+    check_nulls,
+    check_sections,
+)
 from train.config.layers import Layers
 from train.config.policies import check_name, read_policy
 from train.config.strict_yaml import load_yaml, use_strict_yaml
+from train.config.trainer_fields import (
+    TRAINER_DEFAULTS,
+    check_given,
+    check_values,
+    validation_interval,
+)
 from train.distributed.ranks import check_strategy, on_first_rank
 from train.distributed.rendezvous import PATIENCE, set_patience
 from train.fit.clamping import CodeUse
@@ -30,37 +40,12 @@ from train.fit.spikes import SpikeReport
 from train.fit.step_metrics import StepMetrics
 from train.fit.throughput import StepTimes, Throughput
 from train.microscope.microscope import Diagnostics, Microscope
+from train.model.architecture import check_architecture
 from train.model.module import PretrainModule
 from train.runs.folders import check_run_folder
 from train.runs.lock import RunLock
 from train.runs.names import checked_name, checked_run_dir
 from train.runs.provenance import command_line
-
-
-def validation_interval(trainer: Mapping[str, Any]) -> int | float | None:
-    """Lightning's own, in micro-batches; ours counts optimizer steps. The last always validates."""
-    every = trainer["val_check_interval"]
-    if every is None or (every == 1.0 and isinstance(every, float)):
-        return 1.0  # of data without an end: never before the last step
-    if type(every) is not int or every < 1:
-        raise ValueError(
-            f"trainer.val_check_interval={every!r}: expected a whole number of optimizer steps"
-        )
-    return every * int(trainer["accumulate_grad_batches"])
-
-
-PRECISIONS = ("bf16-mixed", "32-true")
-TRAINER_DEFAULTS = {
-    "precision": "bf16-mixed",
-    "max_steps": 200,
-    "use_distributed_sampler": False,  # the batch order is ours; Lightning would wrap it under DDP
-    "check_val_every_n_epoch": None,  # the loader has no end, so validation counts steps
-    "val_check_interval": 50,
-    "num_sanity_val_steps": 0,
-    "enable_model_summary": False,
-    "enable_progress_bar": False,  # Progress takes its place
-    "enable_checkpointing": False,  # Checkpoints takes ModelCheckpoint's place
-}
 
 
 def _add_arguments_of_training(parser: LightningArgumentParser) -> None:
@@ -119,22 +104,23 @@ class RunCLI(LightningCLI):
         self._verb = verb
         use_strict_yaml()
         try:
-            super().__init__(
-                PretrainModule,
-                TokenDataModule,
-                args=argv,
-                run=False,
-                save_config_callback=None,
-                seed_everything_default=0,
-                trainer_defaults=TRAINER_DEFAULTS,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                parser_kwargs={
-                    "prog": f"lowbit {verb}",
-                    "exit_on_error": False,
-                    "allow_abbrev": False,
-                },
-            )
+            with building():
+                super().__init__(
+                    PretrainModule,
+                    TokenDataModule,
+                    args=argv,
+                    run=False,
+                    save_config_callback=None,
+                    seed_everything_default=0,
+                    trainer_defaults=TRAINER_DEFAULTS,
+                    auto_configure_optimizers=False,
+                    load_from_checkpoint_support=False,
+                    parser_kwargs={
+                        "prog": f"lowbit {verb}",
+                        "exit_on_error": False,
+                        "allow_abbrev": False,
+                    },
+                )
         except BaseException:
             if hasattr(self, "lock"):
                 self.lock.release()
@@ -153,25 +139,25 @@ class RunCLI(LightningCLI):
             parser.add_argument(
                 "--checkpoint", type=str | None, default=None, help="Whose weights to validate."
             )
-        else:
-            _add_arguments_of_training(parser)
+        _add_arguments_of_training(parser)  # `validate` and `plan` take what a run wrote
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """From `args` alone, whatever sys.argv holds; files and policies as `Layers` has them."""
         layers = Layers.read(args)
+        defaults = parser.get_defaults().as_dict()
+        check_sections(layers.plain, defaults)
+        check_given(layers, defaults["trainer"])
         self.config = parser.parse_args(layers.arguments())
+        check_nulls(self.config.as_dict(), defaults)
         if on_first_rank():
             for line in layers.replaced:
                 print(f"lowbit: {line}", file=sys.stderr, flush=True)
         model = self.plain_config()["model"]
+        check_architecture(model["llama"])
         check_name(read_policy(model["policy"]), model["control"])
-        if (precision := self.config["trainer"]["precision"]) not in PRECISIONS:
-            raise ValueError(
-                f"trainer.precision={precision}: expected one of {', '.join(PRECISIONS)}; weights "
-                "and optimizer are FP32 in both"
-            )
+        check_values(self.config["trainer"])
 
     def instantiate_classes(self) -> None:
         """An architecture that transformers refuses is a user's error."""

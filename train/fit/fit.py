@@ -64,8 +64,6 @@ def fit(argv: list[str]) -> int:
 def _fit(cli: RunCLI) -> int:
     trainer, module, run_dir = cli.trainer, cli.model, cli.run_dir
     point = cli.resume_point
-    if trainer.max_steps < 1:
-        raise ValueError(f"trainer.max_steps={trainer.max_steps}: at least 1")
     cli.datamodule.trainer = trainer
     if point is not None:
         _check_same_run(cli, point)
@@ -87,7 +85,7 @@ def _fit(cli: RunCLI) -> int:
     if trainer.global_step < trainer.max_steps:
         raise ValueError(
             f"{run_dir} ended after step {trainer.global_step} of {trainer.max_steps}: a limit "
-            "among the trainer's arguments (max_time, max_epochs, limit_train_batches) ended it"
+            "among the trainer's arguments (max_time) ended it"
         )
     weights = gathered(module.model)  # from all ranks
     if trainer.is_global_zero:
@@ -141,6 +139,8 @@ def validate(argv: list[str]) -> int:
     if checkpoint is not None and not Path(checkpoint).is_dir():
         raise FileNotFoundError(f"--checkpoint {checkpoint}: there is no such checkpoint folder")
     cli.model.initial.replaced = checkpoint is not None
+    cli.datamodule.trainer = cli.trainer
+    cli.datamodule.setup("validate")  # raises for too little data
     cli.trainer.validate(
         cli.model, cli.datamodule, ckpt_path=checkpoint, verbose=False, weights_only=True
     )

@@ -18,6 +18,7 @@ from train.plan.live_bytes import LiveBytes
 
 FP32 = 4  # bytes
 STRATEGIES = ("auto", "ddp", "fsdp2")
+CLASSES = {"DDPStrategy": "ddp", "FullySharded": "fsdp2"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Workload:
     def read(cls, data: Any, trainer: Any) -> "Workload":
         """From the configuration's sections; ValueError for what does not divide."""
         strategy, batch = trainer["strategy"], data["global_batch_size"]
+        if not isinstance(strategy, str):
+            path = strategy["class_path"]
+            strategy = CLASSES.get(path.rpartition(".")[2], path)
         if strategy not in STRATEGIES:
             raise ValueError(f"trainer.strategy={strategy}: expected one of {STRATEGIES}")
         devices, accumulate = trainer["devices"], trainer["accumulate_grad_batches"]

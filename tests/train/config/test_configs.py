@@ -10,6 +10,7 @@ import pytest
 from lowbit.recipe import OPERANDS
 from train.cli import main
 from train.config.formats import read_format, write_format
+from train.config.strict_yaml import load_yaml
 from train.fit.configuration import RunCLI
 
 ROOT = Path(__file__).parents[3]
@@ -112,3 +113,64 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Non
     monkeypatch.setattr("train.compare.compare.run", stop)
     assert main(["compare", "runs/mine"]) == 130
     assert capsys.readouterr().err == "lowbit: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["copmare"], "did you mean compare?"),
+        (["validat"], "did you mean validate?"),
+        (["xyzzy"], "expected one of fit, validate"),
+    ],
+)
+def test_a_misspelt_verb(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    assert main(["--version"]) == 0
+    out = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in out
+    assert "BF16 products on this CPU" in out
+    for argv in (["help"], ["--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 0
+    assert len(set(capsys.readouterr().out.split("usage: lowbit "))) == 2  # nothing, and one text
+
+
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweep")
+FILES = {path.relative_to(CONFIGS).as_posix(): path for path in SHIPPED}
+
+
+@pytest.mark.parametrize("verb", ["validate", "plan"])
+def test_what_fit_reads_the_other_verbs_read(verb: str) -> None:
+    """Each file of launch, model, trainer, recipe, control and diagnostics."""
+    kinds = ("launch", "model", "trainer", "recipe", "control", "diagnostics")
+    for name, path in FILES.items():
+        kind = name.partition("/")[0]
+        if kind not in kinds or not _is_layer(path):
+            continue
+        below = [] if kind == "launch" else ["-c", str(MODELS[-1]), "-c", str(TRAINERS[0])]
+        recipe = ["-c", str(RECIPES[0])]
+        cli = Parsed(verb, [*below, *recipe, "-c", str(path)])
+        assert cli.config.model.policy.name, name
+
+
+def _is_layer(path: Path) -> bool:
+    """Of a configuration, not a format or a list of arms."""
+    return bool({"model", "trainer", "data", "diagnostics"} & load_yaml(path.read_text()).keys())
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "launch").glob("*.yaml")), ids=lambda p: p.stem)
+def test_plan_takes_every_launch_file(path: Path) -> None:
+    from train.plan.plan import PlanCLI, Workload
+
+    arguments = ["-c", str(path), "-c", str(CONFIGS / "recipe/mxint8.yaml"), "--device", "h100"]
+    cli = PlanCLI("plan", arguments)
+    workload = Workload.read(cli.config["data"], cli.config["trainer"])
+    assert workload.strategy == path.stem.partition("-")[2]
+    assert workload.ranks == 8

@@ -119,7 +119,7 @@ def test_a_loss_spike_is_reported_once_and_survives_a_resume(
                 "--trainer.log_every_n_steps",
                 "1",
             ),
-            "step 2 of 6",
+            "trainer.max_epochs=1 is not taken",
         ),
         (("--data.global_batch_size", "4096"), "too few for one batch"),
     ],
