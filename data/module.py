@@ -163,7 +163,7 @@ class TokenDataModule(LightningDataModule):
         for name, count in (counts | {"val_windows": val_windows}).items():
             if count is not None and count < 1:
                 raise ValueError(f"{name}={count}, expected at least 1")
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.seq_len = seq_len
         self.global_batch_size = global_batch_size
         self.seed = seed

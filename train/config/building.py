@@ -2,7 +2,7 @@
 
 import traceback
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,3 +51,17 @@ def check_sections(plain: Mapping[str, Any], known: Mapping[str, Any]) -> None:
             close = get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
             raise ValueError(f"{key} is no section or option of a configuration; {hint}")
+
+
+def check_flags(words: Sequence[str], known: Iterable[str]) -> None:
+    """ValueError for an option that is none, where one of `known` is close to it."""
+    options = {option for option in known if not option.endswith(".help")}
+    groups = {option.rpartition(".")[0] for option in options} | {"--model", "--data", "--trainer"}
+    for word in words:
+        name = word.partition("=")[0].removesuffix("+")
+        close = get_close_matches(name, options, 1, 0.8)
+        inside = any(
+            name.startswith(f"{option}.") for option in options - groups
+        )  # of a class's own
+        if name.startswith("--") and name not in options and close and not inside:
+            raise ValueError(f"there is no option {name}; did you mean {close[0]}?")

@@ -13,6 +13,7 @@ from data.module import TokenDataModule
 from train.checkpoints.folder import AtomicCheckpointIO, read_manifest, step_of
 from train.config.building import (
     building,
+    check_flags,
     check_nulls,
     check_sections,
 )
@@ -149,6 +150,7 @@ class RunCLI(LightningCLI):
         defaults = parser.get_defaults().as_dict()
         check_sections(layers.plain, defaults)
         check_given(layers, defaults["trainer"])
+        check_flags(layers.flags, parser._option_string_actions)
         self.config = parser.parse_args(layers.arguments())
         check_nulls(self.config.as_dict(), defaults)
         if on_first_rank():

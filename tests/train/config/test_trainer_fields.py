@@ -53,6 +53,9 @@ ERRORS: dict[tuple[str, ...], str] = {
     ("-c", "data: null"): "data.seq_len",
     ("-c", "modle: {}"): "did you mean model?",
     ("-c", "check_point_every: 3"): "did you mean checkpoint_every?",
+    ("--run_dri", "x"): "did you mean --run_dir?",
+    ("--model.optimisation.lr", "1"): "did you mean --model.optimization.lr?",
+    ("--trainer.max_step=1",): "did you mean --trainer.max_steps?",
     # values that a library refuses in its own way, or not at all
     ("--trainer.val_check_interval", "0"): "trainer.val_check_interval=0",
     ("--trainer.val_check_interval", "0.5"): "trainer.val_check_interval=0.5",
@@ -87,6 +90,14 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     assert ERRORS[arguments] in line
     assert len(line) <= 200
     assert not (tmp_path / "run").exists()
+
+
+def test_the_home_folder_is_meant(
+    fit: Fit, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny_data.parent))
+    few = ("--data.path", f"~/{tiny_data.name}", "--trainer.max_steps", "1")
+    assert fit(tmp_path / "run", "bf16", *few) == 0
 
 
 def test_an_error_of_ours_stays_a_traceback() -> None:
