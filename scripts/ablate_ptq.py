@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit import block_format
-from train.analysis.evaluate import divergences
+from train.analysis.scores import divergences
 from train.cli import main
 from train.output.tables import table
 from train.quantized.layout import StoredModel

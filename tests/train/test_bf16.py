@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lowbit import QuantRecipe, bf16, convert_linears
-from train.analysis.evaluate import evaluate
+from train.analysis.scores import evaluate
 from train.cli import main
 from train.compare.branches import read_branches
 from train.distributed import ranks as ranks_of

@@ -20,6 +20,7 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from data.durable import sync_folder
 from train.checkpoints.distributed import METADATA, Like, insert_tensors, read_tensors
 
 FORMAT_VERSION = 1
@@ -201,9 +202,9 @@ def publish(staging: Path, target: Path, files: dict[str, str], origin: dict[str
             _encode({"format_version": FORMAT_VERSION, "files": files, "origin": dict(origin)})
         )
         _to_disk(file)
-    _sync_folder(staging)
+    sync_folder(staging)
     staging.rename(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 class _HashingFile:
@@ -241,12 +242,3 @@ def file_digest(path: Path) -> str:
 def _to_disk(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """A file's name is durable only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,10 +30,7 @@ from train.export.model import Packed, QuantizedModel
 from train.quantized.layout import StoredLayer
 
 NAME = "compressed-tensors"
-HOLDS = (
-    "MX formats of integers (mxint8, mxint6, mxint4), mxfp8, mxfp6, mxfp4, nvfp4, integers with "
-    "BF16 scales"
-)
+HOLDS = "mxint8, mxint6, mxint4, mxfp8, mxfp6, mxfp4, nvfp4, such integers with BF16 scales"
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,8 @@ class _Scheme:
 
     def weights(self, block_size: int) -> dict[str, Any]:
         """`weights` of a config group."""
-        plain = {"symmetric": True, "dynamic": False, "strategy": "group", "group_size": block_size}
-        if block_size == -1:
-            plain |= {"strategy": "channel", "group_size": None}
+        strategy, size = ("channel", None) if block_size == -1 else ("group", block_size)
+        plain = {"symmetric": True, "dynamic": False, "strategy": strategy, "group_size": size}
         return plain | dict(self.arguments)
 
 
@@ -241,12 +237,11 @@ def _notes(model: QuantizedModel, schemes: list[_Scheme]) -> list[str]:
     if lost - kept:
         shown = ", ".join(sorted(map(str, lost - kept)))
         notes.append(f"activations stay in BF16: no reader of this layout computes {shown}")
-    for format in sorted(kept - {None}, key=str):
-        if format is not None and format.scale_rule is not (rule := _RULES[format.element]):
-            notes.append(
-                f"activations: readers choose the scales of {format.name} by the rule "
-                f"{rule.value}, this model by {getattr(format.scale_rule, 'value', None)}"
-            )
+    for format in sorted(filter(None, kept), key=str):
+        if format.scale_rule is not (rule := _RULES[format.element]):
+            own = getattr(format.scale_rule, "value", None)
+            what = f"choose the scales of {format.name} by the rule {rule.value}"
+            notes.append(f"activations: readers {what}, this model by {own}")
     if model.parted():
         notes.append(
             f"vLLM takes one global scale over {', '.join(model.parted()[0])} and the like: theirs "

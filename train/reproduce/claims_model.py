@@ -8,9 +8,10 @@ import numpy as np
 
 from lowbit import BlockFormat, QuantRecipe, ScaleFormat, ScaleRule, block_format, convert_linears
 from train.analysis.analyze import crest_table, win_table
-from train.analysis.evaluate import cast_recipe, evaluate
+from train.analysis.evaluate import cast_recipe
 from train.analysis.formats import BLOCK_SCALED
 from train.analysis.operands import Look, observe
+from train.analysis.scores import evaluate
 from train.reproduce.claims import Claim
 from train.subjects.models import load_subject
 from train.subjects.text import read_text

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lowbit import QuantRecipe, ScaleFormat, ScaleRule, block_format, convert_linears
-from train.analysis.evaluate import divergences, evaluate
+from train.analysis.scores import divergences, evaluate
 from train.cli import main
 from train.subjects.models import load_subject
 from train.subjects.text import read_text
