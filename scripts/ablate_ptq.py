@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
                 if main(["quantize", name, str(out), *where, *flags]):
                     raise SystemExit(2)
                 stored = StoredModel(out)
-                refuse_overlap(stored.document, text.tokens, text.source)
+                refuse_overlap(stored.document["method"], text.tokens, text.source)
                 result.write_text(json.dumps(scores(subject.model, stored, text.tokens, format)))
             kl = json.loads(result.read_text())
             rtn = rtn or kl

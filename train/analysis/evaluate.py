@@ -19,6 +19,7 @@ from train.model.head import NAMES
 from train.model.initial import weights_hash
 from train.output.files import write_csv, write_json
 from train.output.tables import table
+from train.quantized.overlap import refuse_overlap
 from train.runs.folders import check_results_folder
 from train.subjects.models import HELP
 from train.subjects.text import Text, add_text_arguments, read_text
@@ -78,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     model = subject.model.to(kind)
     digest = weights_hash(model)
     judged = {n: load_judged(n, args.cache) for n in (args.model if args.against else ())}
+    for one in (subject, *judged.values()):
+        refuse_overlap(one.method, text.tokens, text.source)
     others = {name: other.model.to(kind) for name, other in judged.items()}
     left = None
     if len(recipes) > 1:

@@ -17,12 +17,13 @@ def load_judged(name: str, cache: Path) -> Subject:
     folder = Path(name)
     if is_ours(folder):
         stored = StoredModel(folder)
-        return Subject(stored.load(torch.float32), _vocabulary(folder), f"{name} (lowbit)")
+        model, source = stored.load(torch.float32), f"{name} (lowbit)"
+        return Subject(model, _vocabulary(folder), source, method=stored.document["method"])
     if (mark := read_mark(folder)) is not None:
         read = reload(folder, torch.bfloat16)
         source = f"{name} ({mark['layout']}, read by {read.reader})"
         model = read.model.to(torch.float32)
-        return Subject(model, _vocabulary(folder), source)
+        return Subject(model, _vocabulary(folder), source, method=mark.get("method") or {})
     return load_subject(name, cache)
 
 

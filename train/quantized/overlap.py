@@ -1,5 +1,6 @@
 """Whether a text shares tokens with the one that a model was calibrated on."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,11 @@ def _hashes(row: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return found ^ (found >> np.uint64(31))
 
 
-def refuse_overlap(document: dict[str, Any], tokens: Tensor, what: str) -> None:
-    """ValueError where the text `tokens` [windows, tokens] holds what the quantized model of this
-    quantization.json was calibrated on; `what` is read, for a person.
+def refuse_overlap(method: Mapping[str, Any], tokens: Tensor, what: str) -> None:
+    """ValueError where the text `tokens` [windows, tokens] holds what a model that was quantized by
+    this `method` (of its quantization.json) was calibrated on; `what` is read, for a person.
     """
-    calibration = document["method"].get("calibration")
+    calibration = method.get("calibration")
     if not calibration:
         return
     shared = set(calibration["fingerprints"]).intersection(fingerprints(tokens))

@@ -1,7 +1,8 @@
 """MODEL of the analysing verbs: a run, a checkpoint, a folder, a hub id, a GGUF file, `smollm2`."""
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Subject:
     data: Path | None = None  #: prepared data the model was trained on
     seq_len: int | None = None  #: of its run
     precision: str | None = None  #: of its run's trainer
+    method: Mapping[str, Any] = field(default_factory=dict)  #: how it was quantized
 
 
 def load_subject(name: str, cache: Path) -> Subject:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from train.cli import main
 from train.quantized.layout import StoredModel
 from train.quantized.overlap import LENGTH, fingerprints, refuse_overlap
 
@@ -193,14 +194,29 @@ def test_text_of_the_calibration_is_no_text_to_evaluate_on(
 ) -> None:
     model = make_model(num_hidden_layers=1)
     assert quantize(model, tmp_path / "out", "--format", "mxfp4") == 0
-    document = StoredModel(tmp_path / "out").document
+    method = StoredModel(tmp_path / "out").document["method"]
     tokens = torch.tensor(list(text.read_bytes()))
     start = (len(tokens) + 1 - 49) // 5  # where the first window begins
     for shift in (-30, 0, 7):
         window = tokens[start + shift : start + shift + 200][None]
         with pytest.raises(ValueError, match="that the model was calibrated on"):
-            refuse_overlap(document, window, "this text")
-    refuse_overlap(document, tokens[None, :start], "the text before it")
+            refuse_overlap(method, window, "this text")
+    refuse_overlap(method, tokens[None, :start], "the text before it")
+
+
+def test_eval_refuses_the_text_of_the_calibration_for_what_was_quantized_and_exported(
+    make_model: Callable[..., Path], quantize: Callable[..., int], text: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model, out = make_model(num_hidden_layers=1), tmp_path / "out"
+    exported = tmp_path / "exported"
+    assert quantize(model, out, "--format", "mxfp4") == 0
+    assert main(["export", str(out), str(exported), "--layout", "compressed-tensors"]) == 0
+    for judged in (out, exported):
+        command = ["eval", str(judged), "--against", str(model), "--text", str(text)]
+        capsys.readouterr()
+        assert main([*command, "--tokenizer", "bytes", "--windows", "9", "--seq-len", "240"]) == 2
+        assert "that the model was calibrated on" in capsys.readouterr().err
 
 
 def test_fingerprints_are_of_runs_wherever_they_lie() -> None:
