@@ -24,20 +24,19 @@ def test_killed_and_run_again(make_model: Callable[..., Path], text: Path, tmp_p
             [*command, *where, *flags], stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    assert start(tmp_path / "whole").wait() == 0
-    rng, out, kills = random.Random(0), tmp_path / "out", 0
-    while True:
-        process = start(out)
-        assert process.stdout is not None
-        if kills < 5:
-            process.stdout.readline()  # a block is finished, or all are
-            time.sleep(rng.uniform(0, 0.6))
-            process.kill()
-            kills += 1
-        process.stdout.read()
-        if process.wait() == 0:
+    with start(tmp_path / "whole") as process:
+        process.communicate()
+    rng, out = random.Random(0), tmp_path / "out"
+    for is_killed in (*5 * [True], False):
+        if out.exists():  # the last kill came when all was done
             break
-        assert not out.exists() or kills == 5
+        with start(out) as process:
+            assert process.stdout is not None
+            if is_killed:
+                process.stdout.readline()  # a block is finished, or all are
+                time.sleep(rng.uniform(0, 0.3))
+                process.kill()
+            process.stdout.read()
     files = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert files == sorted(path.name for path in out.iterdir())
     for name in files:
