@@ -205,7 +205,8 @@ def _kept(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
         for parameter, moments in optimizer.state.items():
             for key, moment in moments.items():
                 if isinstance(moment, Tensor):
-                    yield f"{key} of {names[id(parameter)]}", moment
+                    # a weight that its layer has no more: FSDP2's are replaced at a run's end
+                    yield f"{key} of {names.get(id(parameter), 'a weight')}", moment
 
 
 def _validate(trainer: Trainer) -> None:
