@@ -60,8 +60,9 @@ def _train(layer: QuantLinear, dtype: torch.dtype) -> Iterator[Tensor]:
         optimizer.step()
         optimizer.zero_grad()
         layer.randomness.set(max(step - 1, 0), 0)
-        with reuse:
-            yield layer(x).detach()
+        with reuse:  # and left before another of these generators enters its own
+            output = layer(x)
+        yield output.detach()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -227,10 +227,8 @@ def test_yaml_errors_name_the_line() -> None:
         load_yaml("a: 1\na: 2")
 
 
-def test_help_and_a_bad_verb_read_nothing(capsys: Any) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["../evil"])
-    assert stop.value.code == 2
+def test_a_bad_verb_reads_nothing(capsys: Any) -> None:
+    assert main(["../evil"]) == 2
 
 
 @pytest.mark.parametrize("sizes", [{}, {"data_parallel_size": 1, "tensor_parallel_size": 2}])
