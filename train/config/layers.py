@@ -198,7 +198,9 @@ def changed_name(name: str, changes: Mapping[str, Any]) -> str:
     """The policy's name with what was changed, as part of a path: `mxint8+keep_last=1`."""
     short = {re.sub(r"^model\.(policy\.)?(recipe\.)?", "", k): str(v) for k, v in changes.items()}
     parts = [
-        f"{k}={re.sub('[^A-Za-z0-9.]+', '-', v).strip('-') or 'none'}" for k, v in short.items()
+        # a minus of its own stays: -1 and 1 are two policies
+        f"{k}={re.sub('[^A-Za-z0-9.-]+', ' ', v).strip().replace(' ', '-') or 'none'}"
+        for k, v in short.items()
     ]
     found = "+".join([name, *parts])
     if len(found) > 64:
