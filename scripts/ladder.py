@@ -155,7 +155,7 @@ def document_table(casts: CastSet) -> list[str]:
         found = _windows(casts, row["recipe"], "gap")
         means = [float(found[documents == one].mean()) for one in np.unique(documents)]
         low, high = row["gap"]["low"], row["gap"]["high"]
-        holds = "yes" if low <= min(means) and max(means) <= high else "no"
+        holds = "yes" if low is None or (low <= min(means) and max(means) <= high) else "no"
         rows.append((row["recipe"], between(row["gap"]), *map(signed, means), holds))
     plays = (f"document {one}" for one in np.unique(documents))
     return table(("loss of the cast", "95 %", *plays, "holds all"), rows)

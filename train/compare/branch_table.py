@@ -1,6 +1,7 @@
 """How `lowbit compare` prints branches, and what it adds to a verdict wherever one stands."""
 
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from train.output.tables import aligned
@@ -8,6 +9,7 @@ from train.output.tables import aligned
 WIDTH = 100
 COLUMNS = ("recipe", "gap", "s.e.", "95 %: these checkpoints", "95 %: like these", "units",
            "diverged", "verdict")  # fmt: skip
+MOST_PAIRS = 15  # pairs of arms on a terminal; of more, those with a verdict
 CAST_COLUMNS = {"gap": "+.5f", "kl": ".2e"}
 
 
@@ -16,20 +18,39 @@ def branch_lines(document: dict[str, Any]) -> list[str]:
     what = f"Branches {document['path']}" if document["path"] != "." else "Branches"
     scope = f"{what} ({document['seconds']:,.0f} s, all units added up). {document['scope']}."
     rows = [(_name(row), row) for row in document["rows"]]
-    rows += [(f"{row['b']} against {row['a']}", row) for row in document["pairs"]]
-    steps = [f"from step {one['step']}" for one in document["checkpoints"]]
+    pairs = [row for row in document["pairs"] if len(document["pairs"]) <= MOST_PAIRS or _told(row)]
+    rows += [(f"{row['b']} against {row['a']}", row) for row in pairs]
+    steps = [f"from {where(one)}" for one in document["checkpoints"]]
     own = [[name, *_checkpoints(row)] for name, row in rows]
-    lost = [text for _, row in rows for text in row["lost"]]
+    lost = [text for row in (*document["rows"], *document["pairs"]) for text in row["lost"]]
     listed = textwrap.wrap(f"Diverged: {'; '.join(dict.fromkeys(lost))}.", WIDTH) if lost else []
     return [
         *textwrap.wrap(scope, WIDTH),
         "",
         *aligned([COLUMNS, *([name, *_cells(row)] for name, row in rows)], left=(0, 7)),
         *listed,
+        *_left_out(len(document["pairs"]) - len(pairs)),
         "",
         *aligned([("gap ± s.e. (branches)", *steps), *own], left=(0,)),
         *_cast_lines(document.get("casts", [])),
     ]
+
+
+def where(checkpoint: dict[str, Any]) -> str:
+    """The run, if the path tells, and the step."""
+    return f"{Path(checkpoint['path']).parent.parent.name} step {checkpoint['step']}".lstrip()
+
+
+def _told(row: dict[str, Any]) -> bool:
+    return row["verdict"] in ("worse", "better")
+
+
+def _left_out(pairs: int) -> list[str]:
+    text = (
+        f"Not shown: {pairs} pairs of arms that are not told apart (all are in compare.json and"
+        " report.html). Ask for some alone by --pairs A:B, and their tests are sharper."
+    )
+    return textwrap.wrap(text, WIDTH) if pairs else []
 
 
 def _cast_lines(casts: list[dict[str, Any]]) -> list[str]:

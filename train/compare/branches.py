@@ -12,7 +12,7 @@ from data.durable import write_durably
 from data.plain import as_type, read_as, sealed
 from train.compare.branch_casts import read_casts
 from train.compare.branch_shape import Written, check_units
-from train.compare.branch_table import branch_lines
+from train.compare.branch_table import branch_lines, where
 from train.compare.verdicts import chosen_pairs
 from train.runs.belonging import foreign
 from train.runs.identity import Identity
@@ -102,10 +102,10 @@ class BranchSet:
     @property
     def scope(self) -> str:
         """What the gaps hold for, in words."""
-        steps = ", ".join(f"{c['step']} of {c['max_steps']}" for c in self.checkpoints)
+        steps = ", ".join(f"{where(c)} of {c['max_steps']}" for c in self.checkpoints)
         windows = max((unit["validation_windows"] for unit in self.units), default=0)
         return (
-            f"Valid for these checkpoints (step {steps}) and this horizon ({self.horizon} steps):"
+            f"Valid for these checkpoints ({steps}) and this horizon ({self.horizon} steps):"
             f" val loss minus that of {self.baseline} on the same batches, both evaluated under"
             f" {self.baseline}'s numerics on {windows} validation windows"
         )
@@ -155,8 +155,7 @@ class BranchSet:
     def _diverged(self, a: str, b: str) -> list[str]:
         """The branches that one of the two lost."""
         return [
-            f"{label} from step {self.checkpoints[unit['checkpoint']]['step']}, branch"
-            f" {unit['branch']}"
+            f"{label} from {where(self.checkpoints[unit['checkpoint']])}, branch {unit['branch']}"
             for unit in self.units
             for label in (a, b)
             if label in unit["losses"] and unit["losses"][label] is None

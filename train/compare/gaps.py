@@ -70,10 +70,8 @@ def compare_pair(a: dict[int, Run], b: dict[int, Run], first: Sequence[int] = ()
     label_a, label_b = next(iter(a.values())).label, next(iter(b.values())).label
     pairs = sorted(pairs_of(a, b), key=lambda pair: pair[0].seed not in first)
     seeds = [run.seed for run, _ in pairs]
-    diverged = sorted({run.label for pair in pairs for run in pair if run.status == "diverged"})
-    if not pairs or diverged:
-        verdict = f"{' and '.join(diverged)} diverged" if pairs else "no paired seeds: no verdict"
-        return Pair(label_a, label_b, seeds, verdict)
+    if not pairs or (diverged := _diverged(pairs)):
+        return Pair(label_a, label_b, seeds, diverged if pairs else "no paired seeds: no verdict")
     tokens, gaps = val_gaps(pairs)
     if not len(tokens):
         return Pair(label_a, label_b, seeds, "no matched validation: no verdict", band=_band(pairs))
@@ -84,11 +82,24 @@ def compare_pair(a: dict[int, Run], b: dict[int, Run], first: Sequence[int] = ()
         verdict = f"{('one seed', 'two seeds')[n - 1]}: no verdict"
         return Pair(label_a, label_b, seeds, verdict, *at, band=_band(pairs))
     stage = [seed for seed in seeds if seed in first]
-    if len(stage) < 2:
-        stage = []
+    if first and len(stage) < 2:  # another spread would be one that the seeds' number followed
+        verdict = f"{len(stage)} of the first stage's {len(first)} seeds left: no verdict"
+        return Pair(label_a, label_b, seeds, verdict, *at)
     found = estimate([final.tolist()], first=len(stage) or None)
     bounds = found.standard_error, found.freedom, found.low, found.high, sign_flip_p(final)
     return Pair(label_a, label_b, seeds, found.verdict, *at, *bounds, first_stage=stage or None)
+
+
+def _diverged(pairs: list[tuple[Run, Run]]) -> str:
+    """Who, and in which seeds; empty if none did."""
+    lost: dict[str, list[int]] = {}
+    for run in (run for pair in pairs for run in pair if run.status == "diverged"):
+        lost.setdefault(run.label, []).append(run.seed)
+    said = [
+        f"{label} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+        for label, seeds in sorted(lost.items())
+    ]
+    return f"{' and '.join(said)} diverged: no verdict" if said else ""
 
 
 def _band(pairs: list[tuple[Run, Run]]) -> tuple[float, float] | None:

@@ -8,33 +8,46 @@ import numpy as np
 
 from train.runs.metrics import Array, is_empty
 from train.runs.run import Run
-from train.stats.intervals import MIN_UNITS
+from train.stats.intervals import MIN_UNITS, NO_SPREAD, NO_VERDICT
 
 TIMES = ("tokens_per_second",)  # all other columns are a function of the run
 
 
 def over_bound(result: dict[str, Any], bound: float) -> Iterable[str]:
     """Recipes not shown to cost at most `bound`: the upper end of each 95 % interval must lie
-    within it, of full runs and of branches; controls are no recipes.
+    within it, of full runs and of branches; controls are no recipes. Every run of a recipe has
+    finished and has a partner.
     """
     if not math.isfinite(bound):
         raise ValueError(f"--max-gap {bound} bounds nothing: give a finite number")
     controls = {row["label"] for row in result["runs"] if row["control"]}
-    failed = {row["label"]: row["seed"] for row in result["runs"] if row["status"] == "failed"}
     for pair in (pair for pair in result["pairs"] if pair["a"] == result["baseline"]):
         if pair["b"] not in controls:
             yield from _over(f"--max-gap {bound}: {pair['b']}", pair, bound)
-            for label in {pair["a"], pair["b"]} & failed.keys():
-                yield f"--max-gap {bound}: {label} seed {failed[label]} failed"
+            for why in _incomplete(pair, result["runs"]):
+                yield f"--max-gap {bound}: {why}"
     for found in result["branches"]:
         for row in (row for row in found["rows"] if not row["control"]):
             where = f"branches of {found['horizon']} steps in {found['path']}"
             yield from _over(f"--max-gap {bound}: {row['label']}, {where},", row, bound)
 
 
+def _incomplete(pair: dict[str, Any], runs: Sequence[dict[str, Any]]) -> Iterable[str]:
+    """Runs of the pair that its interval leaves out, or that may yet change it."""
+    seeds = {row["seed"] for row in runs if row["label"] == pair["a"]}
+    for row in (row for row in runs if row["label"] in (pair["a"], pair["b"])):
+        run = f"{row['label']} seed {row['seed']}"
+        if row["status"] not in ("finished", "diverged"):  # these have their own sentence
+            yield f"{run} {'failed' if row['status'] == 'failed' else 'has not finished'}"
+        if row["seed"] not in seeds:
+            yield f"{run} has no {pair['a']} run beside it"
+
+
 def _over(what: str, row: dict[str, Any], bound: float) -> Iterable[str]:
-    if row["high"] is None or "diverged" in row["verdict"] or "branches of a" in row["verdict"]:
-        yield f"{what} has no upper limit ({row['verdict']}): at least {MIN_UNITS} units"
+    if row["verdict"] == NO_VERDICT and abs(row["mean"]) < NO_SPREAD:
+        return  # no gap at all: the same numbers
+    if row["high"] is None or "no verdict" in row["verdict"]:
+        yield f"{what} has no upper limit, which takes {MIN_UNITS} units: {row['verdict']}"
     elif row["high"] > bound:
         low, high = f"{row['low']:+.5f}", f"{row['high']:+.5f}"
         yield f"{what} may cost {high}: gap {row['mean']:+.5f} ({low} to {high})"

@@ -65,7 +65,8 @@ def _gaps_of(one: Run, base: Run | None) -> dict[str, Any]:
 
 def recipe_row(group: dict[int, Run]) -> dict[str, Any]:
     ended = [one for one in group.values() if one.status not in ("failed", "diverged")]
-    finals = [one.val_curve[1][-1] for one in ended if len(one.val_curve[1])]
+    last = max((one.tokens for one in ended), default=0)  # one that still runs is behind
+    finals = [one.val_curve[1][-1] for one in ended if len(one.val_curve[1]) and one.tokens == last]
     return {
         "label": next(iter(group.values())).label,
         "seeds": list(group),

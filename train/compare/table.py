@@ -91,6 +91,8 @@ def sentence(pair: dict[str, Any]) -> str:
         if pair["low"] is not None:
             text += f" (95 % interval {pair['low']:+.5f} to {pair['high']:+.5f}, "
             text += f"{len(pair['seeds'])} paired seeds{together(pair)})"
+        elif pair["standard_error"] is not None:
+            text += f" ({len(pair['seeds'])} paired seeds)"
         text += "; "
     text += pair["verdict"] + tests(pair)
     if pair.get("differs"):

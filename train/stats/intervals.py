@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 MIN_UNITS = 3  # fewer say too little about their spread
 NO_SPREAD = 1e-12  # nats: a standard deviation below it is rounding, not noise
+NO_VERDICT = "no spread: no verdict"
 
 Array = NDArray[np.float64]
 
@@ -95,11 +96,11 @@ class Estimate:
     def of(cls, units: int, mean: float, parts: Sequence[Part]) -> "Estimate":
         """From independent sources of error; their degrees of freedom by Welch and Satterthwaite.
 
-        Without spread there is no noise to judge by.
+        Without spread there is no noise to judge by, and no interval.
         """
         variance = sum(part.variance for part in parts)
         if math.sqrt(variance * units) < NO_SPREAD:
-            return cls(units, mean, math.sqrt(variance), None, mean, mean, "no spread: no verdict")
+            return cls(units, mean, math.sqrt(variance), why=NO_VERDICT)
         freedom = variance**2 / sum(p.variance**2 / p.freedom for p in parts if p.variance)
         found = cls(units, mean, math.sqrt(variance), freedom)
         low, high = found.between((1 + CONFIDENCE) / 2)

@@ -19,8 +19,10 @@ def run(val: list[float], status: str = "finished") -> Run:
     return Run(Path(), info, metrics)
 
 
-def test_target_is_one_that_all_reach() -> None:
-    runs = [run([4.0, 2.0, 3.0]), run([5.0, 2.5]), run([9.0, 8.0], "failed")]
+@pytest.mark.parametrize("lost", [([9.0, 8.0], "failed"), ([9.0], "diverged"), ([9.0, np.nan],)])
+def test_target_is_one_that_all_reach(lost: tuple[list[float]]) -> None:
+    """But those that failed or diverged, be it in their last validation."""
+    runs = [run([4.0, 2.0, 3.0]), run([5.0, 2.5]), run(*lost)]
     assert common_target(runs) == 2.5
     assert [tokens_to(one, 2.5) for one in runs] == [175.0, 200.0, None]
     assert tokens_to(runs[0], 4.0) == 100.0 and tokens_to(runs[0], None) is None

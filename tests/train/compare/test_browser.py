@@ -127,11 +127,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, make_run: Make) -> Path:
                 )  # fmt: skip
                 gap = CastGap(2e-4, 3e-5, 4, 128, kl=4e-5, along=points)
                 write_cast_gaps(run, {"bf16": CastGap(0, 0, 4, 128, kl=0), "mxint8": gap})
-    arms = [{"label": name, "recipe": "", "changes": {}, "control": None} for name in ("bf16", "x")]
+    arms = [
+        {"label": name, "recipe": "", "changes": {}, "control": None} for name in "bf16 x y".split()
+    ]
     point = {"path": "c", "step": 10, "max_steps": 30, "digest": "d"}
     units = [
         {"checkpoint": 0, "branch": b, "seed": b, "validation_windows": 4, "seconds": 1.0,
-         "losses": {"bf16": 3.0, "x": 3.001 + b / 3000}} for b in range(4)
+         "losses": {"bf16": 3.0, "x": 3.1 + b / 3000, "y": 2.9999 + b / 3000}} for b in range(4)
     ]  # fmt: skip
     BranchSet("bf16", 5, arms, [point], {}, ["lowbit sweep"], units).write(folder / "branches-h5")
     assert main(["compare", str(folder)]) == 0
@@ -183,9 +185,15 @@ def test_all_numbers_are_those_of_compare_json(page: Any, sweep: Path) -> None:
     columns = {"mean gap": "mean", "s.e.": "standard_error", "95 % interval": "low"}
     equal("#pairs", columns, found["pairs"])
     branches = found["branches"][0]
-    rows = branches["rows"] + branches["pairs"]
     columns = {"mean gap": "mean", "s.e.": "standard_error", "branches": "units"}
-    equal("#branches table", columns | {"95 %: these checkpoints": "low"}, rows)
+    columns |= {"95 %: these checkpoints": "low"}
+    equal("#branches table", columns, branches["rows"])
+    equal("#branches details table", columns, branches["pairs"])
+    assert len(branches["pairs"]) == 1
+    verdicts = page.evaluate("document.getElementById('verdicts').textContent")
+    assert "Branches of 5 steps (branches-h5) against bf16: worse: x; not distinguishable: y" in (
+        verdicts
+    )
     along = [point for row in found["runs"] for point in (row["cast_gap"] or {}).get("along", [])]
     assert len(along) == 6
     equal("#along", {"tokens": "tokens_seen", "cast gap": "mean", "KL": "kl"}, along)

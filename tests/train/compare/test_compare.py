@@ -101,6 +101,8 @@ def test_verdict(tmp_path: Path, make_run: Make, gaps: list[float], verdict: str
     assert pair["tokens"] == 96 and pair["relative"] == pytest.approx(np.mean(gaps) / 2)
     if len(gaps) < 3:
         assert pair["low"] is None and pair["band"] == pytest.approx((1, 1))
+    elif "no spread" in verdict:
+        assert pair["low"] is None is pair["high"] and pair["standard_error"] < 1e-12
     else:
         reach = t_quantile(0.975, 2) * np.std(gaps, ddof=1) / math.sqrt(3)
         assert pair["high"] - pair["mean"] == pytest.approx(reach) and pair["band"] is None
@@ -182,17 +184,20 @@ def test_diverged_and_failed_runs_are_shown(
     assert lowbit_compare(tmp_path) == 0
     out = capsys.readouterr().out
     assert "diverged @ step 2" in out and "failed @ step 1" in out
-    assert "bad against bf16: bad diverged" in out
+    assert "bad against bf16: bad (seed 0) diverged: no verdict" in out
     assert "Failed, shown but in no mean: good seed 3." in out
     assert "3 paired seeds); no spread: no verdict" in " ".join(out.split())
     assert lowbit_compare(tmp_path, "--max-gap", 1) == 1
 
 
-@pytest.mark.parametrize("how", ["failed", "diverged"])
-def test_runs_that_ended_badly_are_in_no_mean(tmp_path: Path, make_run: Make, how: str) -> None:
+@pytest.mark.parametrize("how", ["failed", "diverged", "running"])
+def test_runs_that_ended_badly_or_not_at_all_are_in_no_mean(
+    tmp_path: Path, make_run: Make, how: str
+) -> None:
     for seed, loss in enumerate((2.0, 2.5, 9.0)):
-        status = how if seed == 2 else "finished"
-        make_run(tmp_path / f"bf16-s{seed}", TRAIN, {3: loss}, seed=seed, status=status)
+        status, steps = (how, 2) if seed == 2 else ("finished", 3)
+        own = {"seed": seed, "status": status, "max_steps": 3}
+        make_run(tmp_path / f"bf16-s{seed}", TRAIN[:steps], {steps: loss}, **own)
     (recipe,) = compare.compare(read_runs([tmp_path]))["recipes"]
     assert recipe["mean_val_loss"] == 2.25
     assert recipe["seed_spread"] == pytest.approx(0.125**0.5)
@@ -218,13 +223,18 @@ def sweep(make_run: Make, out: Path, gaps: list[float], recipe: str = "x", **inf
         make_run(out / f"{recipe}-s{seed}", TRAIN, {3: 2.0 + gap}, recipe=recipe, seed=seed, **info)
 
 
-def test_a_copied_folder_leaves_the_others_their_labels(tmp_path: Path, make_run: Make) -> None:
+@pytest.mark.parametrize("copies", [["x-s0 (copy)"], ["backup"], ["x-s0-old", "x-s0.bak"]])
+def test_a_copied_folder_leaves_the_others_their_labels(
+    tmp_path: Path, make_run: Make, copies: list[str]
+) -> None:
     sweep(make_run, tmp_path, [0.1, 0.11, 0.12])
-    make_run(tmp_path / "x-s0 (copy)", TRAIN, {3: 2.1}, recipe="x")
+    for copy in copies:
+        make_run(tmp_path / copy, TRAIN, {3: 2.1}, recipe="x")
     runs = read_runs([tmp_path])
-    assert {run.label for run in runs} == {"bf16", "x", "x-s0 (copy)"}
-    pairs = {pair["b"]: pair["verdict"] for pair in compare.compare(runs)["pairs"][:2]}
-    assert pairs == {"x": "worse", "x-s0 (copy)": "one seed: no verdict"}
+    assert {run.label for run in runs} == {"bf16", "x", *copies}
+    against = [p for p in compare.compare(runs)["pairs"] if p["a"] == "bf16"]
+    pairs = {pair["b"]: pair["verdict"] for pair in against}
+    assert pairs == {"x": "worse"} | dict.fromkeys(copies, "one seed: no verdict")
 
 
 def test_many_rows_are_judged_together(tmp_path: Path, make_run: Make) -> None:

@@ -103,7 +103,10 @@ def test_compare_shows_branches_beside_full_runs(
     (pair,) = found["pairs"]
     assert (pair["a"], pair["b"], pair["verdict"]) == ("x", "p", p["verdict"])
     out = " ".join(capsys.readouterr().out.split())
-    assert "Valid for these checkpoints (step 10 of 30, 20 of 30) and this horizon (5 steps)" in out
+    assert (
+        "Valid for these checkpoints (step 10 of 30, step 20 of 30) and this horizon (5 steps)"
+        in out
+    )
     assert "x +0.37500" in out and "p (control) +0.00000" in out
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from train.compare import compare
+from train.compare.branches import BranchSet
 
 Make = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -42,13 +44,27 @@ def sweep(make_run: Make, out: Path, gaps: list[float], recipe: str = "x", **inf
         make_run(out / f"{recipe}-s{seed}", TRAIN, {3: 2.0 + gap}, recipe=recipe, seed=seed, **info)
 
 
-NOT_PASSED: dict[str, Callable[[Make, Path], None]] = {
+NOT_PASSED: dict[str, Callable[[Make, Path], object]] = {
     "one seed": lambda make, out: sweep(make, out, [0.0]),
     "two seeds": lambda make, out: sweep(make, out, [0.0, 0.001]),
     "an interval of -1.4 to 1.4": lambda make, out: sweep(make, out, [0.0, 0.6, -0.5]),
     "a NaN validation": lambda make, out: sweep(make, out, [0.0, 0.001, math.nan]),
     "an infinite validation": lambda make, out: sweep(make, out, [0.0, 0.001, math.inf]),
     "a failed seed": lambda make, out: sweep(make, out, [0.0, 0.001, 0.002, 0.0], status="failed"),
+    "a baseline that failed": lambda make, out: (
+        sweep(make, out, [0.0, 0.001, 0.002]),
+        make(out / "bf16-s3", TRAIN, {3: 2.0}, seed=3, status="failed"),
+    ),
+    "a seed that still runs": lambda make, out: (
+        sweep(make, out, [0.0, 0.001, 0.002]),
+        make(out / "x-s3", TRAIN, {3: 2.0}, recipe="x", seed=3, status="running"),
+        make(out / "bf16-s3", TRAIN, {3: 2.0}, seed=3),
+    ),
+    "a seed without a baseline": lambda make, out: (
+        sweep(make, out, [0.0, 0.001, 0.002]),
+        make(out / "x-s3", TRAIN, {3: 2.9}, recipe="x", seed=3),
+    ),
+    "three times the same gap": lambda make, out: sweep(make, out, [0.25, 0.25, 0.25]),
 }
 
 
@@ -61,10 +77,54 @@ def test_what_does_not_pass_max_gap(
     assert "FAILED --max-gap 0.5: " in capsys.readouterr().out
 
 
-def test_max_gap_bounds_no_control(tmp_path: Path, make_run: Make) -> None:
+def test_max_gap_bounds_no_control_and_passes_equal_numbers(
+    tmp_path: Path, make_run: Make, capsys: Capture
+) -> None:
     sweep(make_run, tmp_path, [0.0, 0.001, 0.002])
     sweep(make_run, tmp_path, [9.0, 9.1, 9.2], recipe="noise", control="noise")
+    sweep(make_run, tmp_path, [0.0, 0.0, 0.0], recipe="same")
     assert lowbit_compare(tmp_path, "--max-gap", "0.5") == 0
+    sweep(make_run, tmp_path, [-0.5, -0.4, 0.6], recipe="wide")  # below on average
+    assert lowbit_compare(tmp_path, "--max-gap", "0.5") == 1
+    assert "wide may cost +1.41104: gap -0.10000 (" in capsys.readouterr().out
+
+
+BRANCHES: dict[str, tuple[list[list[float | None]], str | None]] = {
+    "within": ([[0.1, 0.2, 0.15], [0.1, 0.2, 0.15]], None),
+    "the same numbers": ([[0.0, 0.0, 0.0]], None),
+    "a wide interval": ([[0.0, 0.5, -0.6], [0.0, 0.1, 0.2]], r"may cost \+0\.\d+: gap \+0\.0"),
+    "better on average, and wide": ([[-0.9, -0.1, 0.8]], r"may cost \+2\.\d+: gap -0\.0"),
+    "one branch": ([[0.1]], "which takes 3 units: 1 unit: no verdict"),
+    "two of one checkpoint": ([[0.1, 0.2, 0.15], [0.1, 0.12]], "2 branches of a checkpoint"),
+    "one that diverged": ([[0.1, 0.2, 0.15, None]], "1 of 4 diverged"),
+    "all diverged": ([[None, None, None]], "3 of 3 diverged"),
+    "one gap three times": ([[0.25, 0.25, 0.25]], "no spread"),
+}
+
+
+@pytest.mark.parametrize("case", BRANCHES)
+def test_max_gap_holds_branches_to_the_bound(
+    tmp_path: Path, make_run: Make, case: str, capsys: Capture
+) -> None:
+    """A control among them costs what it likes."""
+    gaps, message = BRANCHES[case]
+    sweep(make_run, tmp_path, [0.0, 0.001, 0.002])
+    arms = [{"label": x, "recipe": x, "changes": {}, "control": "noise" if x == "n" else None}
+            for x in ("bf16", "x", "n")]  # fmt: skip
+    points = [
+        {"path": f"bf16-s{c}/checkpoints/s", "step": 1, "max_steps": 9, "digest": str(c)}
+        for c in range(len(gaps))
+    ]
+    units = [
+        {"checkpoint": c, "branch": b, "seed": b, "validation_windows": 1, "seconds": 1.0,
+         "losses": {"bf16": 2.0, "x": None if gap is None else 2 + gap, "n": 9.0 + b}}
+        for c, own in enumerate(gaps) for b, gap in enumerate(own)
+    ]  # fmt: skip
+    BranchSet("bf16", 5, arms, points, {}, [], units).write(tmp_path / "branches")
+    assert lowbit_compare(tmp_path, "--max-gap", "0.5") == (message is not None)
+    failed = [x for x in capsys.readouterr().out.splitlines() if x.startswith("FAILED")]
+    assert len(failed) == (message is not None)
+    assert not failed or re.search(f"x, branches of 5 steps in .*{message}", failed[0])
 
 
 def test_golden_curves_of_other_seeds_are_no_units(

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from train.compare.branches import BranchSet
 from train.compare.compare import compare
 from train.compare.overlay import write_overlay
-from train.compare.plot import _branch_names
+from train.compare.plot import _branch_names, _draw_branches
 from train.compare.report import MAX_POINTS, _thinned, write_report
 from train.runs.run import read_runs
 
@@ -124,11 +126,35 @@ def test_tensorboard_shows_the_same_curves(report: Path, tmp_path: Path) -> None
     [
         ((5, 5), ["x, H = 5\na", "x, H = 5\nb"]),
         ((5, 9), ["x, H = 5", "x, H = 9"]),
+        ((5, 9, 5), ["x, H = 5\na", "x, H = 9", "x, H = 5\nc"]),
     ],
 )
-def test_two_sets_of_branches_have_two_names(horizons: tuple[int, int], names: list[str]) -> None:
+def test_sets_of_branches_have_names_of_their_own(
+    horizons: tuple[int, ...], names: list[str]
+) -> None:
     row = {"label": "x", "low": 0.0, "diverged": 0}
-    sets = [({"path": f"runs/{n}", "horizon": h}, row) for n, h in zip("ab", horizons, strict=True)]
+    sets = [({"path": f"runs/{n}", "horizon": h}, row) for n, h in zip("abc", horizons)]  # noqa: B905
     assert _branch_names(sets) == names
-    bare = [(sets[0][0], {"label": "x", "low": None, "diverged": 2})]
-    assert _branch_names(bare) == ["x, H = 5, 2 diverged, no interval"]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "name"),
+    [([0.1], "x, H = 5, no interval"), ([0.1] * 3, "x, H = 5, no interval"),
+     ([0.1, 0.2, None], "x, H = 5, 1 diverged, no interval"), ([0.1, 0.2, 0.3], "x, H = 5")],
+)  # fmt: skip
+def test_an_arm_without_an_interval_is_drawn_without_one(
+    gaps: list[float | None], name: str
+) -> None:
+    """Not with caps of width zero: one branch, no spread, too few that did not diverge."""
+    arms = [{"label": x, "recipe": x, "changes": {}, "control": None} for x in ("bf16", "x")]
+    point = {"path": "r/checkpoints/s", "step": 1, "max_steps": 9, "digest": "d"}
+    units = [
+        {"checkpoint": 0, "branch": b, "seed": b, "validation_windows": 1, "seconds": 1.0,
+         "losses": {"bf16": 2.0, "x": None if gap is None else 2 + gap}}
+        for b, gap in enumerate(gaps)
+    ]  # fmt: skip
+    found = BranchSet("bf16", 5, arms, [point], {}, [], units).document(Path("b"))
+    axes = Figure().subplots()
+    _draw_branches(axes, [(found, row) for row in found["rows"]], "bf16", {})
+    assert [text.get_text() for text in axes.get_yticklabels()] == [name]
+    assert len(axes.containers) == ("no interval" not in name)  # of error bars
