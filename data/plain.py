@@ -10,10 +10,12 @@ Anything else is a ValueError that names the file, the place in it and what was 
 import dataclasses
 import hashlib
 import json
+import pickle
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -155,3 +157,29 @@ def _message(kind: Any, value: Any, where: str) -> str:
     name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
     name = re.sub(r"\b[\w.]+\.(?=\w)", "", name).replace("NoneType", "null")
     return f"{where} is {shown if len(shown) <= 60 else shown[:56] + ' ...'}, expected {name}"
+
+
+# --- what libraries read ------------------------------------------------------------------------
+
+MOST_WORDS = 130  # characters of a library's own
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """`what`: the library's reason, as a ValueError, whatever kind it raises: a parser of a format
+    that is broken in ways that its authors did not think of raises what its language does.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """The first line that says something, and the kind of error where the text alone does not."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's is a page on what not to do
+        return "it is a pickle that is broken, or holds more than plain data"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2])[:MOST_WORDS]
+    kind = "" if text and isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    return f"{kind}{text}".removesuffix(": ")

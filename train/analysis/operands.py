@@ -83,7 +83,7 @@ class Observer:
         self.layers = chosen_linears(model, patterns)
         for name, layer in self.layers.items():
             self._handles.append(layer.register_forward_pre_hook(self._on_input(name)))
-            self._handles.append(layer.register_full_backward_hook(self._on_grad(name)))
+            self._handles.append(layer.register_forward_hook(self._on_output(name)))
 
     def look_at_weights(self) -> None:
         """Both operands that are made of each weight."""
@@ -108,11 +108,15 @@ class Observer:
 
         return hook
 
-    def _on_grad(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
-            matrix = grad_output[0].reshape(-1, grad_output[0].shape[-1])
+    def _on_output(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def on_gradient(gradient: Tensor) -> None:
+            matrix = gradient.reshape(-1, gradient.shape[-1])
             self._record(name, "dgrad_grad_output", look_at(matrix, 1, self.look))
             self._record(name, "wgrad_grad_output", look_at(matrix, 0, self.look))
+
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            # on the tensor: a module's backward hook bars a model from adding to it in place
+            output.register_hook(on_gradient)  # type: ignore[no-untyped-call]  # torch's
 
         return hook
 
@@ -143,5 +147,7 @@ def backward_pass(model: nn.Module, text: Text) -> float:
     embeddings.weight.requires_grad_(True)  # enough for gradients to flow through every layer
     logits = model(input_ids=text.inputs.to(device), use_cache=False).logits
     loss = F.cross_entropy(logits.float().flatten(0, 1), text.labels.to(device).flatten())
+    if not bool(loss.isfinite()):
+        raise ValueError(f"the model's loss on {text.source} is {float(loss)}: nothing to look at")
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())

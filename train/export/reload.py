@@ -23,7 +23,8 @@ from train.export.folder import read_mark
 from train.export.model import QuantizedModel, plain_weight
 from train.export.module import as_module, before, empty, filled
 from train.quantized.layout import StoredModel
-from train.subjects.gguf import llama_of, read_gguf
+from train.subjects.gguf import read_gguf
+from train.subjects.gguf_llama import llama_of
 
 GGUF_FILE = "model.gguf"
 TOKENS = 64

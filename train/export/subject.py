@@ -9,22 +9,30 @@ from data.vocabulary import Vocabulary
 from train.export.folder import read_mark
 from train.export.reload import reload
 from train.quantized.layout import StoredModel, is_ours
-from train.subjects.models import Subject, load_subject
+from train.subjects.models import Subject, check_finite, load_subject
 
 
 def load_judged(name: str, cache: Path) -> Subject:
     """The model called `name`, in FP32; of an export the weights that its reader decodes."""
-    folder = Path(name)
+    subject = _exported(Path(name))
+    if subject is None:
+        return load_subject(name, cache)
+    check_finite(subject.model, subject.source)
+    return subject
+
+
+def _exported(folder: Path) -> Subject | None:
+    """None for a model of another kind."""
     if is_ours(folder):
         stored = StoredModel(folder)
-        model, source = stored.load(torch.float32), f"{name} (lowbit)"
+        model, source = stored.load(torch.float32), f"{folder} (lowbit)"
         return Subject(model, _vocabulary(folder), source, method=stored.document["method"])
     if (mark := read_mark(folder)) is not None:
         read = reload(folder, torch.bfloat16)
-        source = f"{name} ({mark['layout']}, read by {read.reader})"
+        source = f"{folder} ({mark['layout']}, read by {read.reader})"
         model = read.model.to(torch.float32)
         return Subject(model, _vocabulary(folder), source, method=mark.get("method") or {})
-    return load_subject(name, cache)
+    return None
 
 
 def _vocabulary(folder: Path) -> Vocabulary | None:

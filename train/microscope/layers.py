@@ -4,9 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
+
+from lowbit import QuantLinear
 
 
 def place_of(layer: str) -> dict[str, Any]:
@@ -18,13 +20,19 @@ def place_of(layer: str) -> dict[str, Any]:
 
 def chosen_linears(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Linear]:
     """The linear layers that a glob names; ValueError for one that names none."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    layers = {n: m for n, m in model.named_modules() if _multiplies_plainly(m)}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in layers):
             others = other_weights(model, layers.values())
             beside = f"; formats go onto nn.Linear alone, not onto {others}" if others else ""
             raise ValueError(f"{pattern!r} matches no linear layer of {list(layers)}{beside}")
     return {n: m for n, m in layers.items() if any(fnmatchcase(n, p) for p in patterns)}
+
+
+def _multiplies_plainly(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """A linear layer of ours or of torch; not a router that computes more, and returns more."""
+    plain = getattr(type(module), "forward", None) is nn.Linear.forward
+    return isinstance(module, nn.Linear) and (plain or isinstance(module, QuantLinear))
 
 
 def other_weights(model: nn.Module, layers: Iterable[nn.Module]) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
+from data.plain import explained
 from train.model.controls import Control, perturb
 from train.runs.exports import check_export
 
@@ -78,10 +79,11 @@ def pretrained_model(source: str, config: LlamaConfig) -> LlamaForCausalLM:
     """
     check_source(source, config)
     check_export(Path(source))
-    loaded: Any = LlamaForCausalLM.from_pretrained(
-        source, config=copy.deepcopy(config), dtype=torch.float32, use_safetensors=True,
-        trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
-    )  # fmt: skip
+    with explained(f"init_from={source} cannot be read"):
+        loaded: Any = LlamaForCausalLM.from_pretrained(
+            source, config=copy.deepcopy(config), dtype=torch.float32, use_safetensors=True,
+            trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
     model: LlamaForCausalLM = loaded[0]
     report = loaded[1]
     for kind in ("missing", "unexpected", "mismatched"):
@@ -96,7 +98,8 @@ def pretrained_model(source: str, config: LlamaConfig) -> LlamaForCausalLM:
 
 def check_source(source: str, config: LlamaConfig) -> None:
     """Raise ValueError, field by field, unless the model at `source` is the Llama of `config`."""
-    found = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    with explained(f"init_from={source} cannot be read"):
+        found = AutoConfig.from_pretrained(source, trust_remote_code=False)
     kinds = found.architectures or ["LlamaForCausalLM"]
     if found.model_type != "llama" or kinds != ["LlamaForCausalLM"]:
         raise ValueError(

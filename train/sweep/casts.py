@@ -44,11 +44,15 @@ def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
 
     Keys are the recipes' names; controls, which have weights or noise of their own, are left out.
     Evaluated on the validation split (at most MAX_WINDOWS windows, spread over it) in the run's
-    precision, with logits of FP32; paired window by window. `along`: at the kept checkpoints.
+    precision, with logits of FP32; paired window by window. `along`: at the kept checkpoints. None
+    where there is no validation split.
     """
     config = read_whole_config(baseline)
     manifest = Manifest.load(Path(config["data"]["path"]))
     windows = _validation_windows(config)
+    if not len(windows):
+        print(f"{baseline}: no cast gap, its data has no validation split", flush=True)
+        return {}
     llama = LlamaConfig.from_pretrained(baseline / "hf")
     models = _Models(llama, config, [read_whole_config(run)["model"] for run in runs])
     per_step = config["data"]["global_batch_size"] * config["data"]["seq_len"]

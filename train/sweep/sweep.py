@@ -183,8 +183,8 @@ def _evaluate_casts(plan: list[PlannedRun], failed: dict[Path, str]) -> None:
         }
         if group[0] in done and run_status(baseline) == "finished" and not {*known} >= names:
             print(f"{baseline}: evaluating its weights under every recipe", flush=True)
-            found = cast_gaps(baseline, [p.folder for p in done])
-            write_cast_gaps(baseline, known | found)
+            if found := cast_gaps(baseline, [p.folder for p in done]):
+                write_cast_gaps(baseline, known | found)
 
 
 def _fresh_casts(baseline: Path, done: Sequence[Path]) -> dict[str, CastGap]:

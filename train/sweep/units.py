@@ -11,6 +11,7 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
+from data.shards import Manifest
 from lowbit import bf16
 from train.checkpoints.folder import step_of, verify_checkpoint
 from train.model.module import PretrainModule
@@ -43,7 +44,13 @@ class BranchPoint:
         identity = manifest["origin"].get("identity")
         refuse_foreign(path, identity, run_identity(run, read_record(run)), segments=False)
         digest = _digest(json.dumps(manifest["files"], sort_keys=True))
-        return cls(path, step_of(path), digest.hex(), read_whole_config(run), identity)
+        config = read_whole_config(run)
+        if not Manifest.load(Path(config["data"]["path"])).val.tokens:
+            raise ValueError(
+                f"{config['data']['path']} was prepared without a validation split, by which "
+                f"branches from {path} would be judged"
+            )
+        return cls(path, step_of(path), digest.hex(), config, identity)
 
     @property
     def max_steps(self) -> int:

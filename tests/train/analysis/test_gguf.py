@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from train.subjects.gguf import GGUF, llama_of, read_gguf, vocabulary_of
+from train.subjects.gguf import GGUF, read_gguf
+from train.subjects.gguf_llama import llama_of, vocabulary_of
 
 STRING, UINT32, FLOAT32, ARRAY, INT32 = 8, 4, 6, 9, 5
 
@@ -83,7 +84,7 @@ def model() -> LlamaForCausalLM:
     )  # fmt: skip
 
 
-def _exported(model: LlamaForCausalLM) -> bytes:
+def _exported(model: LlamaForCausalLM, changes: dict | None = None) -> bytes:
     """As llama.cpp writes it: rows of q and k reordered, so that rotary pairs lie together."""
     config, tensors = model.config, {}
     names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
@@ -111,7 +112,7 @@ def _exported(model: LlamaForCausalLM) -> bytes:
         "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.token_type": [3, *[1] * 259],
         "tokenizer.ggml.eos_token_id": 0,
     }  # fmt: skip
-    return _file(metadata, tensors)
+    return _file(metadata | (changes or {}), tensors)
 
 
 def test_an_exported_model_comes_back_bitwise(model: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -122,6 +123,76 @@ def test_an_exported_model_comes_back_bitwise(model: LlamaForCausalLM, tmp_path:
     with torch.no_grad():
         assert torch.equal(llama_of(file)(ids).logits, model.eval()(ids).logits)
     assert vocabulary_of(file).encode("abba").tolist() == [3, 2, 1]
+
+
+def _head(*entries: bytes, tensors: bytes = b"", count: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, count, len(entries)) + b"".join(entries) + tensors
+
+
+def _info(name: str, shape: tuple[int, ...], offset: int) -> bytes:
+    head = _string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
+    return head + struct.pack("<IQ", 0, offset)
+
+
+DEEP = struct.pack("<I", ARRAY) + struct.pack("<IQ", ARRAY, 1) * 5000
+DAMAGED: dict[str, bytes] = {
+    "ends in a number": _head(_entry("a", 5))[:-2],
+    "a string of 2^63": _head(struct.pack("<Q", 2**63) + b"a"),
+    "an array of 2^60": _head(_string("a") + struct.pack("<IIQ", ARRAY, UINT32, 2**60)),
+    "2^61 keys": b"GGUF" + struct.pack("<IQQ", 3, 0, 2**61),
+    "2^61 tensors": b"GGUF" + struct.pack("<IQQ", 3, 2**61, 0),
+    "arrays in arrays": _head(_string("a") + DEEP),
+    "a type that is none": _head(_string("a") + struct.pack("<I", 99)),
+    "no alignment": _head(_entry("general.alignment", 0)),
+    "alignment of text": _head(_entry("general.alignment", "a")),
+    "alignment 3": _head(_entry("general.alignment", 3)),
+    "a key twice": _head(_entry("a", 1), _entry("a", 2)),
+    "a tensor twice": _head(tensors=_info("t", (1,), 0) * 2, count=2),
+    "a tensor of 2^31 dimensions": _head(tensors=_string("t") + struct.pack("<I", 2**31), count=1),
+    "no text": _head(struct.pack("<Q", 1) + b"\xff" + struct.pack("<II", UINT32, 1)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^x is a damaged GGUF file: ") as raised:
+        GGUF(DAMAGED[name], "x")
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("shape", "offset"), [((2**40, 2**40), 0), ((4,), 2**62), ((4,), 2), ((2**63, 2), 0)]
+)
+def test_a_tensor_that_is_not_there_is_named(shape: tuple[int, ...], offset: int) -> None:
+    raw = _head(tensors=_info("t", shape, offset), count=1)
+    file = GGUF(raw + b"\0" * (-len(raw) % 32 + 16), "x")
+    with pytest.raises(ValueError, match="x is a damaged GGUF file: it has no room for t"):
+        file.tensor("t")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("llama.block_count", 2**31 - 1, "lacks tensors of its 2147483647 layers"),
+        ("llama.block_count", 3, "model.layers.2.input_layernorm.weight is None, expected (64,)"),
+        ("llama.embedding_length", "64", "llama.embedding_length is '64', expected a positive int"),
+        ("llama.embedding_length", 128, "lm_head.weight is (260, 64), expected (260, 128)"),
+        ("llama.attention.head_count", 0, "llama.attention.head_count is '0', expected"),
+        ("llama.attention.head_count_kv", 3, "heads do not divide its width"),
+        ("llama.rope.freq_base", -1.0, "llama.rope.freq_base is '-1.0', expected"),
+        ("tokenizer.ggml.eos_token_id", 5000, "its end of document is token 5000 of 260"),
+        ("tokenizer.ggml.tokens", [1, 2], "tokenizer.ggml.tokens[0] is 1, expected str"),
+        ("tokenizer.ggml.merges", ["ab"], "its tokenizer cannot be rebuilt"),
+    ],
+)
+def test_what_no_llama_says_is_named(
+    model: LlamaForCausalLM, key: str, value: object, said: str
+) -> None:
+    raw = _exported(model, {key: value})
+    with pytest.raises(ValueError) as raised:
+        vocabulary_of(GGUF(raw, "x"))
+        llama_of(GGUF(raw, "x"))
+    assert said in str(raised.value) and str(raised.value).startswith("x")
 
 
 def test_what_is_not_readable_says_so(model: LlamaForCausalLM, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from lowbit.definition.transforms import Transform
 from train.export.module import as_module
 from train.export.reload import compare, read_tensors
 from train.quantized.layout import StoredLayer
-from train.subjects.gguf import llama_of, read_gguf, vocabulary_of
+from train.subjects.gguf import read_gguf
+from train.subjects.gguf_llama import llama_of, vocabulary_of
 
 GGUF_TYPES = {"mxint8": "Q8_0", "mxint4": "Q4_0", "mxfp4": "MXFP4"}
 
