@@ -12,6 +12,7 @@ ROOMS: dict[str, set[str]] = {
     "stats": set(),
     "output": set(),
     "config": set(),
+    "audit": {"config", "output"},
     "checkpoints": set(),
     "runs": {"config"},
     "distributed": {"checkpoints"},

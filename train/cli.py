@@ -26,6 +26,7 @@ VERBS = {
     "export": "a quantized model as files that other engines load",
     "theory": "QSNR against crest factor, in theory and on random numbers",
     "reproduce": "the study's published results against measured ones",
+    "audit": "this project's checks, for anybody's quantizer",
 }
 _CONFIGURED = {"fit": "train.fit.fit", "validate": "train.fit.fit", "plan": "train.plan.plan"}
 MODULES = {
@@ -39,13 +40,14 @@ MODULES = {
     "export": "train.export.export",
     "theory": "train.analysis.theory",
     "reproduce": "train.reproduce.reproduce",
+    "audit": "train.audit.audit",
 }
 # they multiply nothing in this process; sweep enters lowbit.bf16.everywhere where it does
 WITHOUT_PRODUCTS = {"plan", "prepare", "sweep", "compare", "formats", "theory"}
 EXIT_CODES = (
-    "exit codes: 0 done, 1 a bound of compare exceeded, 2 bad input, 3 not finite; "
-    "129, 130, 138, 143, 152: stopped by SIGHUP, SIGINT, SIGUSR1, SIGTERM, SIGXCPU with a "
-    "checkpoint saved"
+    "exit codes: 0 done, 1 a bound of compare exceeded or a check of audit failed, 2 bad input, "
+    "3 not finite; 129, 130, 138, 143, 152: stopped by SIGHUP, SIGINT, SIGUSR1, SIGTERM, SIGXCPU "
+    "with a checkpoint saved"
 )
 
 
