@@ -4,16 +4,22 @@
 
 Every cell is quantized by `lowbit quantize` on the wiki corpus and evaluated on other windows of
 it, weights alone and with quantized inputs. A killed call goes on: cells that are there stay.
+
+    python scripts/ablate_ptq.py runs/ptq --formats mxfp4 --cells refined --windows 6
+
+evaluates what might refine a recipe on windows that are neither calibrated on nor those of the
+figures (8 windows lie at ninths of the corpus, 6 at sevenths): a choice is made on these.
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowbit import block_format
 from train.analysis.scores import divergences
@@ -24,7 +30,9 @@ from train.quantized.linear import StoredLinear
 from train.quantized.overlap import refuse_overlap
 from train.stats.intervals import interval
 from train.subjects.models import load_subject
-from train.subjects.text import read_text
+from train.subjects.text import Text, read_text
+
+RTN = "rtn identity absmax"  # what the others are measured by
 
 
 def cells(format: str, which: str) -> dict[str, list[str]]:
@@ -36,10 +44,19 @@ def cells(format: str, which: str) -> dict[str, list[str]]:
         "before": ["--search", "before"],
         "after": [],
     }
-    rtn = {"rtn identity absmax": ["--method", "rtn", "--observer", "minmax"]}
+    rtn = {RTN: ["--method", "rtn", "--observer", "minmax"]}
     if which == "best":
         best = {"gptq hadamard after": bases["hadamard"]}
         return rtn | best | ({"gptq identity after": []} if format == "nvfp4" else {})
+    if which == "refined":
+        turned, behind = bases["hadamard"], ["--inputs", "propagated"]
+        more, shift = ["--windows", "33"], ["--alpha", "0.25"]
+        return rtn | {
+            "gptq hadamard after": turned,
+            "gptq hadamard after propagated": [*turned, *behind],
+            "gptq hadamard after alpha .25": [*turned, *behind, *shift],
+            "gptq hadamard after alpha .25 33x512": [*turned, *behind, *shift, *more],
+        }
     found = {
         f"{method} {base} {observer}": [*turned, *searched, "--method", method]
         for method in ("rtn", "gptq")
@@ -69,21 +86,28 @@ def dithered(model: Any, folder: Path) -> Path:
     return folder
 
 
-@torch.no_grad()
-def scores(base: nn.Module, stored: StoredModel, windows: Tensor, activations: str) -> list[Any]:
-    """KL of each window, weights alone and with inputs in a format."""
-    model, found = stored.load(), list[list[float]]()
-    layers = [module for module in model.modules() if isinstance(module, StoredLinear)]
-    for tokens in windows:
-        inputs, labels = tokens[:-1], tokens[1:]
-        reference = base(input_ids=inputs[None]).logits[0].double().log_softmax(-1)
-        found.append([])
-        for format in (None, block_format(activations)):
-            for layer in layers:
-                layer.activations = format
-            logits = model(input_ids=inputs[None]).logits[0]
-            found[-1].append(divergences(reference, logits, labels)[1])
-    return found
+class Judge:
+    """The held-out windows, and the unquantized model's last hidden states in them."""
+
+    @torch.no_grad()
+    def __init__(self, base: Any, windows: Tensor) -> None:
+        self.windows, self.head = windows, base.get_output_embeddings()
+        self.hidden = [base.model(input_ids=w[None, :-1]).last_hidden_state[0] for w in windows]
+
+    @torch.no_grad()
+    def scores(self, stored: StoredModel, activations: str) -> list[list[float]]:
+        """KL of each window, weights alone and with inputs in a format."""
+        model, found = stored.load(), list[list[float]]()
+        layers = [module for module in model.modules() if isinstance(module, StoredLinear)]
+        for tokens, hidden in zip(self.windows, self.hidden, strict=True):
+            reference = self.head(hidden).double().log_softmax(-1)
+            found.append([])
+            for format in (None, block_format(activations)):
+                for layer in layers:
+                    layer.activations = format
+                logits = model(input_ids=tokens[None, :-1]).logits[0]
+                found[-1].append(divergences(reference, logits, tokens[1:])[1])
+        return found
 
 
 def row(format: str, cell: str, kl: list[list[float]], rtn: list[list[float]]) -> dict[str, Any]:
@@ -102,37 +126,59 @@ def row(format: str, cell: str, kl: list[list[float]], rtn: list[list[float]]) -
     return found
 
 
-def run(args: argparse.Namespace) -> None:
-    """All cells, then the table."""
-    subject = load_subject(args.model, args.cache)
-    name = args.model
-    if args.dither:
-        name = str(dithered(subject.model, args.out / "dithered"))
+def read(args: argparse.Namespace) -> tuple[str, Text, Any]:
+    """What `lowbit quantize` calls the model, the held-out text, and the unquantized model."""
+    subject, name = load_subject(args.model, args.cache), args.model
     space = argparse.Namespace(
         text="wiki", tokenizer=None, windows=args.windows, seq_len=512, cache=args.cache
     )
-    text = read_text(subject, space)
-    if args.dither and subject.vocabulary is not None:
-        (args.out / "dithered" / "tokenizer.json").write_text(subject.vocabulary.json)
+    if args.dither:
+        name = str(dithered(subject.model, args.out / "dithered"))
+        if subject.vocabulary is not None:
+            (args.out / "dithered" / "tokenizer.json").write_text(subject.vocabulary.json)
+    return name, read_text(subject, space), subject.model
+
+
+def result_of(args: argparse.Namespace, format: str, cell: str) -> Path:
+    """Where the KL of a cell's windows lie."""
+    kind = "dithered " if args.dither else ""
+    name = f"{kind}{format} {cell} {args.windows}x512.json".replace(" ", "-")
+    return Path(args.out, name)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Cell by cell, all formats of one before the next, so that what is there can be compared."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    every = {format: cells(format, args.cells) for format in args.formats}
+    todo = [
+        (format, cell)
+        for cell in dict.fromkeys(name for names in every.values() for name in names)
+        for format in args.formats
+        if cell in every[format] and not result_of(args, format, cell).exists()
+    ]
+    if todo and not args.tables:
+        name, text, base = read(args)
+        judge = Judge(base, text.tokens)
+        for format, cell in todo:
+            flags, result = every[format][cell], result_of(args, format, cell)
+            out = Path(str(result).removesuffix(f"-{args.windows}x512.json"))
+            where = ["--cache", str(args.cache), "--format", format]
+            if "rtn" not in flags:
+                where += ["--windows", "16", "--seq-len", "512"]
+            if main(["quantize", name, str(out), *where, *flags]):
+                raise SystemExit(2)
+            stored = StoredModel(out)
+            refuse_overlap(stored.document["method"], text.tokens, text.source)
+            result.write_text(json.dumps(judge.scores(stored, format)))
+            if args.tidy:
+                shutil.rmtree(out)
     for format in args.formats:
-        rows: list[dict[str, Any]] = []
-        rtn: list[list[float]] = []
-        for cell, flags in cells(format, args.cells).items():
-            out = args.out / f"{format} {cell}".replace(" ", "-")
-            result = out.with_suffix(".json")
-            if not result.exists():
-                where = ["--cache", str(args.cache), "--format", format]
-                if "--alpha" in flags or "rtn" not in cell:
-                    where += ["--windows", "16", "--seq-len", "512"]
-                if main(["quantize", name, str(out), *where, *flags]):
-                    raise SystemExit(2)
-                stored = StoredModel(out)
-                refuse_overlap(stored.document["method"], text.tokens, text.source)
-                result.write_text(json.dumps(scores(subject.model, stored, text.tokens, format)))
-            kl = json.loads(result.read_text())
-            rtn = rtn or kl
-            rows.append(row(format, cell, kl, rtn))
-        print(table(rows), flush=True)
+        found = {cell: result_of(args, format, cell) for cell in every[format]}
+        kl = {cell: json.loads(p.read_text()) for cell, p in found.items() if p.exists()}
+        if RTN in kl:
+            print(table([row(format, cell, one, kl[RTN]) for cell, one in kl.items()]))
+        if missing := [cell for cell in found if cell not in kl]:
+            print(f"{format}: not run: {', '.join(missing)}")
 
 
 if __name__ == "__main__":
@@ -140,8 +186,10 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--formats", nargs="+", default=["mxfp4", "nvfp4", "mxint4", "nvint4"])
-    parser.add_argument("--cells", choices=["best", "all"], default="all")
+    parser.add_argument("--cells", choices=["best", "refined", "all"], default="all")
     parser.add_argument("--windows", type=int, default=8, help="of 512 held-out tokens")
     parser.add_argument("--dither", action="store_true", help="weights off the file's 4-bit grid")
+    parser.add_argument("--tables", action="store_true", help="of what is there; nothing is run")
+    parser.add_argument("--tidy", action="store_true", help="keep a cell's KL, not its weights")
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     run(parser.parse_args())

@@ -74,14 +74,15 @@ def test_pre_commit_runs_what_the_submission_runs() -> None:
 def test_recipes_page_has_every_option() -> None:
     """Those that the command line takes: parameters of classes, with their names in YAML."""
     from lowbit import BlockFormat, Keep, LayerPolicy, QuantRecipe
+    from train.model.distillation import Distillation
     from train.model.module import PretrainModule
     from train.model.step import Optimization
 
     page = (ROOT / "docs" / "recipes.md").read_text()
     rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `")]
     documented = {option for row in rows for option in re.findall(r"`([\w.]+)(?::[^`]*)?`", row)}
-    model = {*inspect.signature(PretrainModule).parameters} - {"policy", "optimization", "keep"}
-    nested = {"optimization": Optimization, "keep": Keep}
+    nested = {"optimization": Optimization, "keep": Keep, "distill_from": Distillation}
+    model = {*inspect.signature(PretrainModule).parameters} - {"policy", *nested}
     model |= {f"{at}.{field.name}" for at, of in nested.items() for field in fields(of)}
     policy = {field.name for of in (LayerPolicy, QuantRecipe) for field in fields(of)} - {"recipe"}
     format = {field.name for field in fields(BlockFormat)} - {"name", "element"} | {"symmetric"}

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from train.runs.declaration import ALIASES, DECLARATION, Group, any_covers, declared_key
+from train.runs.declaration import (
+    ALIASES,
+    DECLARATION,
+    Group,
+    any_covers,
+    declared_key,
+    group_of,
+)
 from train.runs.identity import Difference, text
 from train.runs.run import Run
 
@@ -144,7 +151,7 @@ class Contrast:
             self.b.identity, Group.SHARED, Group.SEED, but=[*control, "seed_everything"]
         )
         same_seed = self.a.seed == self.b.seed
-        return [d for d in found if same_seed or DECLARATION[d.field] is not Group.SEED]
+        return [d for d in found if same_seed or group_of(d.field) is not Group.SEED]
 
     @property
     def recipe(self) -> list[str]:

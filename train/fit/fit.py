@@ -76,6 +76,8 @@ def _fit(cli: RunCLI) -> int:
     module.initial.replaced = point is not None
     if point is None:
         module.initial.read()
+    if module.teacher is not None:
+        module.teacher.read()
     if trainer.is_global_zero:
         print("\n".join([f"{run_dir}:", *describe(module, trainer.max_steps)]), flush=True)
         _begin(cli)

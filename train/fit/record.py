@@ -173,6 +173,7 @@ def describe_run(
         "parameters": sum(p.numel() for p in module.parameters()),
         "initial_weights": module.initial.hash,
         "init_from": module.init_from,
+        "teacher_weights": module.teacher and module.teacher.hash,
         "max_steps": trainer.max_steps,
         "precision": str(trainer.precision),
         "world_size": trainer.world_size,

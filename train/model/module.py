@@ -24,6 +24,7 @@ from lowbit import (
 from train.distributed.fsdp import FullySharded
 from train.model.backends import BackendName, convert
 from train.model.controls import Control, with_keys
+from train.model.distillation import Distillation, Teacher
 from train.model.finite import check_finite, check_validation
 from train.model.first_products import FirstProducts
 from train.model.initial import InitialWeights, empty_model
@@ -49,6 +50,7 @@ class PretrainModule(LightningModule):
         policy: Which linear layers get which numerics.
         optimization: Optimizer, schedule, clipping.
         init_from: Folder or hub id of pretrained weights to start from, instead of random ones.
+        distill_from: A frozen teacher whose predictions are learned, in place of the labels.
         seed: Of the initial weights and of stochastic rounding; the command line sets it.
         gradient_checkpointing: Keep each block's input alone and compute the rest again in the
             backward pass: less memory, the same bits.
@@ -67,6 +69,7 @@ class PretrainModule(LightningModule):
         policy: LayerPolicy,
         optimization: Optimization = Optimization(),
         init_from: str | None = None,
+        distill_from: Distillation | None = None,
         seed: int = 0,
         gradient_checkpointing: bool = False,
         compile_blocks: bool = False,
@@ -93,6 +96,8 @@ class PretrainModule(LightningModule):
         self._products = FirstProducts()
         self.model: LlamaForCausalLM = self._convert(empty_model(llama))  #: without weights so far
         self.initial = InitialWeights(self.model.config, seed, init_from, control)
+        vocabulary = self.model.config.vocab_size
+        self.teacher = Teacher(distill_from, vocabulary) if distill_from else None
         self._phase: Phase | None = None
         self._loaded_step = 0
         self.validate_bf16 = validate_bf16
@@ -182,6 +187,8 @@ class PretrainModule(LightningModule):
     def mean_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Over the tokens that count, nats."""
         with self.reuse:
+            if self.teacher is not None:
+                return self.teacher.loss(self.model, batch)
             return mean_loss(self.model, batch)
 
     def configure_gradient_clipping(

@@ -74,18 +74,25 @@ class TrainState:
         )
 
 
-def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Negative log-likelihood of each label in nats, FP32 [B, S]; 0 at ignored positions."""
-    logits = model(
+def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """FP32 [B, S, vocabulary]."""
+    logits: Tensor = model(
         input_ids=batch["input_ids"], position_ids=batch.get("position_ids"), use_cache=False
     ).logits
+    return logits.float()
+
+
+def label_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of each label in nats, FP32 [B, S]; 0 at ignored positions."""
     losses = F.cross_entropy(
-        logits.float().flatten(0, 1),
-        batch["labels"].flatten(),
-        ignore_index=IGNORED_LABEL,
-        reduction="none",
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     )
-    return losses.view_as(batch["labels"])
+    return losses.view_as(labels)
+
+
+def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """`label_losses` of what `model` predicts."""
+    return label_losses(logits_of(model, batch), batch["labels"])
 
 
 def mean_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -133,6 +133,7 @@ def memory(module: PretrainModule, workload: Workload, checkpointing: bool) -> M
     work = traced_work(module, workload, checkpointing)
     if sharded and model.config.tie_word_embeddings:  # FSDP2's root, gathered all the time
         work += FP32 * model.model.embed_tokens.weight.numel()
+    work += FP32 * (module.teacher.num_parameters if module.teacher else 0)
     copies = 2 if workload.strategy == "ddp" and workload.ranks > 1 else 1
     return Memory(state, copies * whole / workload.gradient_parts, 2 * state, work)
 

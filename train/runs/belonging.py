@@ -36,7 +36,7 @@ def identity_of(
     ):
         if wrong := [d for d in stored.differences(found, *WHAT_IT_IS, but=but) if d.is_of_both]:
             raise ValueError(f"{folder}/{name} is not this run's: {_first(wrong)}")
-    return Identity({**whole.part(Group.FREE, Group.NAMED), **stored.fields})
+    return _of_labels(Identity({**whole.part(Group.FREE, Group.NAMED), **stored.fields}))
 
 
 def _as_today(old: Identity) -> Identity:
@@ -54,7 +54,15 @@ def _as_today(old: Identity) -> Identity:
         fields["trainer.val_check_interval"] = every / accumulate
         if every % accumulate == 0:
             fields["trainer.val_check_interval"] = every // accumulate
-    return Identity(fields)
+    return _of_labels(Identity(fields))
+
+
+def _of_labels(old: Identity) -> Identity:
+    """Of a run from when there was no teacher to learn from."""
+    silent = not {"model.distill_from", "teacher_weights"} & old.keys()
+    if not silent or not any(field.startswith("model.") for field in old.fields):
+        return old
+    return Identity({**old.fields, "model.distill_from": None, "teacher_weights": None})
 
 
 def config_of(folder: Path) -> dict[str, Any] | None:

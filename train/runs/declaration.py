@@ -30,7 +30,7 @@ _KEYS: dict[Group, Collection[str]] = {
             "segments",
             "bf16_products",
         ),
-        *("model.optimization", "model.compile_blocks"),
+        *("model.optimization", "model.compile_blocks", "model.distill_from", "teacher_weights"),
         *("trainer.precision", "trainer.max_steps", "trainer.accumulate_grad_batches"),
         *("trainer.val_check_interval", "trainer.check_val_every_n_epoch"),
         *("trainer.num_sanity_val_steps", "trainer.limit_train_batches"),
@@ -47,6 +47,7 @@ _KEYS: dict[Group, Collection[str]] = {
         *("run_dir", "resume", "checkpoint_every", "keep_checkpoints", "disk_full", "config"),
         *("diagnostics", "collective_timeout", "rendezvous_timeout", "declared"),
         *("data.path", "data.num_workers"),
+        "model.distill_from.teacher",  # where it lies; teacher_weights is what it is
         *("model.init_from", "model.gradient_checkpointing", "model.keep"),
         *("model.validate_bf16", "trainer.logger", "trainer.max_time"),
         *("trainer.limit_test_batches", "trainer.limit_predict_batches"),

@@ -30,6 +30,7 @@ _RECORDED = {
     "data.val_windows": ("data", "val_windows"),
     "data.val_choice": ("data", "val_choice"),
     "initial_weights": ("initial_weights",),
+    "teacher_weights": ("teacher_weights",),
     "trainer.max_steps": ("max_steps",),
     "trainer.precision": ("precision",),
     "bf16_products": ("bf16_products",),
