@@ -148,7 +148,8 @@ class QuantLinear(nn.Linear):
         """
         _check_widths(recipe, self.in_features, self.out_features)
         if recipe.is_random and self.randomness is None:
-            raise ValueError("stochastic rounding needs randomness=Randomness(seed)")
+            what = "signs of each step need" if recipe.redraws else "stochastic rounding needs"
+            raise ValueError(f"{what} randomness=Randomness(seed)")
         self.changes = self.changes or recipe != self.recipe
         self.recipe, self.told = recipe, repr(recipe)
 
@@ -176,7 +177,12 @@ class QuantLinear(nn.Linear):
         """How it computes now."""
         key = self.randomness.key(self.index) if self.recipe.is_random and self.randomness else None
         reuse, way = reused_now(), bf16.products()
-        return LayerNumerics(self.recipe, self.backend, key, self.keep, reuse, way)
+        recipe = self.recipe
+        if recipe.redraws and self.randomness:
+            if torch.compiler.is_compiling():
+                raise ValueError("a compiled layer cannot draw the signs of each step: seed=step")
+            recipe = recipe.with_signs(self.randomness.signs())
+        return LayerNumerics(recipe, self.backend, key, self.keep, reuse, way)
 
     def _operands(
         self, numerics: LayerNumerics, input: Tensor, cast: Tensor, weight: Tensor

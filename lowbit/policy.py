@@ -87,6 +87,11 @@ class LayerPolicy:
         if None not in decisive and self.recipe != QuantRecipe():
             raise ValueError("recipe decides no layer: skip, kept blocks and rules match them all")
 
+    @property
+    def redraws(self) -> bool:
+        """Whether some layer's rotations get signs of each step."""
+        return any(recipe.redraws for recipe in self._recipes())
+
     def _recipes(self) -> tuple[QuantRecipe, ...]:
         return (self.recipe, *(rule.recipe for rule in self.rules))
 

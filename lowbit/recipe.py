@@ -112,9 +112,25 @@ class QuantRecipe:
 
     @property
     def is_random(self) -> bool:
-        """Whether any operand is rounded stochastically."""
+        """Whether any operand is rounded stochastically, or rotated by signs of each step."""
         formats = map(self.format, OPERANDS)
-        return any(f is not None and f.rounding is Rounding.STOCHASTIC for f in formats)
+        is_stochastic = any(f is not None and f.rounding is Rounding.STOCHASTIC for f in formats)
+        return is_stochastic or self.redraws
+
+    @property
+    def redraws(self) -> bool:
+        """Whether every step draws the signs of a rotation."""
+        rotations = map(self.rotation, GEMMS)
+        return any(rotation is not None and rotation.seed == "step" for rotation in rotations)
+
+    def with_signs(self, seed: int) -> "QuantRecipe":
+        """This recipe in a step whose signs `seed` draws."""
+        changes: dict[str, object] = {
+            f"{gemm}_rotation": replace(rotation, seed=seed)
+            for gemm in GEMMS
+            if (rotation := self.rotation(gemm)) and rotation.seed == "step"
+        }
+        return replace(self, **changes)  # type: ignore[arg-type]  # keys are fields
 
     def only(self, *gemms: str) -> "QuantRecipe":
         """This recipe for the named GEMMs, the baseline's numerics for the others.

@@ -27,6 +27,13 @@ from train.config.strict_yaml import load_yaml
 from train.stats.serial import window_mean
 
 BEGIN, END = "<!-- ladder -->", "<!-- /ladder -->"
+SWEEPS = Path(__file__).parents[1] / "configs" / "sweep"
+
+
+def labels_of(spec: str) -> set[str]:
+    """Of the arms that a sweep file lists, but the baseline's."""
+    recipes = load_yaml((SWEEPS / f"{spec}.yaml").read_text(encoding="utf-8"))["recipes"]
+    return {Path(path).stem for path in recipes[1:]}
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,9 @@ def read_rungs(document: dict[str, Any]) -> list[Rung]:
     """Of one set of branches, in the order of its arms."""
     rows = {row["label"]: row for row in document["rows"]}
     casts = {row["recipe"]: row for row in document["casts"]}
-    found = []
+    found, own = [], labels_of("ladder")
     for arm in reread(Path(document["path"])).arms:
-        if arm["label"] in rows and not arm["changes"]:
+        if arm["label"] in rows.keys() & own and not arm["changes"]:
             plain = load_yaml(Path(arm["recipe"]).read_text(encoding="utf-8"))
             policy = read_policy(spelt_out(plain["model"]["policy"]))
             is_whole = not (policy.keep_last or policy.keep_first or policy.rules)
@@ -117,6 +124,14 @@ def verdict(row: dict[str, Any]) -> str:
     if (row.get("equivalence") or "").startswith("equivalent"):
         parts.append(row["equivalence"])
     return "; ".join(parts)
+
+
+def dispute_table(document: dict[str, Any], disputed: set[str]) -> list[str]:
+    """Disputed arms against the baseline, and the pairs that have one of them."""
+    rows = [row | {"a": document["baseline"], "b": row["label"]} for row in document["rows"]
+            if row["label"] in disputed]  # fmt: skip
+    rows += [row for row in document["pairs"] if {row["a"], row["b"]} & disputed]
+    return question_table([row for row in rows if row["units"]]) if rows else []
 
 
 def question_table(pairs: list[dict[str, Any]]) -> list[str]:
@@ -172,9 +187,12 @@ def tables(documents: list[dict[str, Any]]) -> list[str]:
     for document in documents:
         rungs = read_rungs(document)
         if rungs:
-            lines += [*ladder_table(rungs), "", *question_table(document["pairs"]), ""]
+            ladder = labels_of("ladder")
+            pairs = [row for row in document["pairs"] if {row["a"], row["b"]} <= ladder]
+            lines += [*ladder_table(rungs), "", *question_table(pairs), ""]
+            lines += [*dispute_table(document, labels_of("disputes")), ""]
             if casts := read_casts(Path(document["path"])):
-                lines += [*cast_question_table(casts, document["pairs"]), ""]
+                lines += [*cast_question_table(casts, pairs), ""]
                 lines += [*document_table(casts), ""]
         else:  # overrides: effects that were planted
             rows = [(row["label"], _with_error(row), between(row), verdict(row))

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from lowbit import LayerPolicy, Rotation, Rounding
 from lowbit.formats import NAMED
@@ -75,15 +76,19 @@ def test_a_step_is_one_of_the_published_recipe(step: str) -> None:
     assert {key: value for key, value in found.items() if value} == expected
 
 
-@pytest.fixture
-def ladder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def load_script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    spec = importlib.util.spec_from_file_location("ladder", ROOT / "scripts/ladder.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ladder", module)
+    monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def ladder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return load_script("ladder", monkeypatch)
 
 
 def gap(arm: int, branch: int) -> float:
@@ -147,3 +152,44 @@ def test_tables_and_picture_say_what_compare_says(
     assert page.read_text().startswith("before\n") and page.read_text().endswith("\nafter\n")
     assert out.strip() in page.read_text() and "\nold\n" not in page.read_text()
     assert (sweep / "ladder.png").stat().st_size > 10_000 and (sweep / "ladder.svg").exists()
+
+
+def test_clipping_tables_say_what_the_branches_and_the_tensors_do(
+    tmp_path: Path, ladder: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted loss and shift come out; Gaussian weights lose on -128 and not without it."""
+    clipping = load_script("clipping", monkeypatch)
+    twins = [clipping.label(kind, block) for block in ("32", "row") for kind in clipping.KINDS]
+    arms = [{"label": x, "recipe": x, "changes": {}, "control": None} for x in ("bf16", *twins)]
+    units = [
+        {"checkpoint": 0, "branch": b, "seed": b, "validation_windows": 1, "seconds": 1.0,
+         "losses": {"bf16": 2.0} | {x: 2 + 0.001 * (i + b % 2) * (i % 2 == 0)
+                                    for i, x in enumerate(twins)},
+         "weight_shifts": {x: [1e-4 * (i % 2 == 0) * (b + 1), 0.0] for i, x in enumerate(twins)}}
+        for b in range(3)
+    ]  # fmt: skip
+    point = {"path": "r/checkpoints/s", "step": 1, "max_steps": 9, "digest": "d"}
+    planned = [(twins[0], twins[1]), (twins[2], twins[3])]
+    found = BranchSet("bf16", 20, arms, [point], {}, [], units).document(tmp_path, planned)
+    judge({"baseline": "bf16", "pairs": [], "branches": [found]})
+    lines = clipping.effect_table(found)
+    assert len(lines) == 4 and lines[2].startswith("| 32 | 3 | +0.00033 ± 0.00033 | ")
+    assert "| +1.0e-04 ± 2.9e-05 | -2.4e-05 to +2.2e-04 |" in lines[2]
+    assert lines[3].startswith("| row | 3 | +0.00233 ± 0.00033 | ")
+    layers = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(4)))
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(0))
+    biases = clipping.Observer(layers).biases()
+    assert {operand for _, operand in biases} == {"fprop_weight", "dgrad_weight"}
+    for operand in ("fprop_weight", "dgrad_weight"):
+        asymmetric, symmetric = (biases[x, operand] for x in twins[:2])
+        assert max(asymmetric) < -2.5e-5 < -1.5e-5 < min(symmetric) <= max(symmetric) < 2e-5
+    assert "| `fprop_weight` | -" in "\n".join(clipping.bias_table(ZEROS | biases))
+
+
+ZEROS = {
+    (f"mxint8_{kind}_bf16{suffix}", operand): [0.0, 0.0]
+    for kind in ("asymmetric", "symmetric")
+    for suffix in ("", "_128", "_row")
+    for operand in OPERANDS
+}

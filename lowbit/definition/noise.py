@@ -97,6 +97,10 @@ class Randomness:
         self._step.fill_(step)
         self._first_row.fill_(first_row)
 
+    def signs(self) -> int:
+        """The seed of this step's rotations, of all layers; of the step alone, for ranks agree."""
+        return int(self._seed.fold(self._step).state)
+
     def key(self, layer: int) -> Key:
         """The key of the layer with this index, now."""
         # clones: the backward of this micro-batch must not see the next one's numbers

@@ -6,7 +6,8 @@ It spreads outliers over a block and leaves the product as it was, since the mat
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,25 +23,37 @@ SIZES = (16, 32, 64, 128)
 class Rotation:
     """R = diag(signs) H / sqrt(size) on each run of `size` values, H the Sylvester-Hadamard matrix.
 
-    `seed` draws the signs once for all layers and steps (as NVFP4 pretraining does, 2509.25149);
-    without one they are all +1.
+    `seed` draws the signs once for all layers and steps (as NVFP4 pretraining does, 2509.25149),
+    or is "step": the layer then draws them anew for every optimizer step, from the seed of its
+    `Randomness`; one set for all layers. Without a seed they are all +1.
     """
 
     size: int = 32
-    seed: int | None = None
+    seed: int | Literal["step"] | None = None
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ValueError(f"rotation size={self.size}, expected one of {SIZES}")
+        if isinstance(self.seed, str) and self.seed != "step":
+            raise ValueError(f"rotation seed={self.seed!r}, expected a number, step or none")
+
+    @property
+    def drawn_seed(self) -> int | None:
+        """The seed; ValueError where only a training step could tell."""
+        if isinstance(self.seed, str):
+            raise ValueError("a rotation with seed=step has no matrix outside of training")
+        return self.seed
 
     def matrix(self, device: torch.device | str | None = None) -> Tensor:
         """R, FP32 [size, size]."""
         if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-            return hadamard(self.size, self.seed, device)  # graphs and modes hold no tensor of ours
-        return _kept(self.size, self.seed).to(device)
+            return hadamard(
+                self.size, self.drawn_seed, device
+            )  # graphs and modes hold no tensor of ours
+        return _kept(self.size, self.drawn_seed).to(device)
 
 
-@cache
+@lru_cache(maxsize=64)  # of signs that every step draws, the last ones
 def _kept(size: int, seed: int | None) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return hadamard(size, seed, "cpu")

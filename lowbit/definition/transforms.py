@@ -59,7 +59,7 @@ class Transform:
     @classmethod
     def of(cls, rotation: Rotation) -> "Transform":
         """The rotation of a recipe, bit for bit."""
-        return cls("hadamard", rotation.size, rotation.seed)
+        return cls("hadamard", rotation.size, rotation.drawn_seed)
 
     @property
     def is_stored(self) -> bool:

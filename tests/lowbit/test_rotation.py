@@ -1,14 +1,18 @@
 """The block Hadamard: orthogonal, against its textbook recursion, and invisible in a product."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from lowbit import Key, Rotation, rotate
+from lowbit import Key, QuantLinear, QuantRecipe, Randomness, Rotation, rotate
 from lowbit.definition.noise import uniform
 from lowbit.definition.rotation import SIZES
+from lowbit.definition.transforms import Transform
 
 every_rotation = pytest.mark.parametrize(
     "rotation", [Rotation(size, seed) for size in SIZES for seed in (None, 3)], ids=str
@@ -75,3 +79,50 @@ def test_an_outlier_is_spread_over_its_block() -> None:
 def test_an_unknown_size_lists_the_sizes() -> None:
     with pytest.raises(ValueError, match=r"size=48.*16, 32, 64, 128"):
         Rotation(48)
+
+
+def test_signs_of_each_step_are_those_of_a_seed_that_the_step_tells() -> None:
+    """Gradients too, of a step whose backward comes after the next has begun; all layers alike."""
+    random = Randomness(7)
+    x, weight, up = (torch.randn(*shape) for shape in ((8, 64), (32, 64), (8, 32)))
+    recipe = replace(QuantRecipe.uniform("mxint4"), wgrad_rotation=Rotation(16, "step"))
+
+    def gradient(recipe: QuantRecipe, step: int, then: int, index: int = 0) -> Tensor:
+        layer = nn.Linear(64, 32, bias=False)
+        layer.weight.data.copy_(weight)
+        layer = QuantLinear.from_linear(layer, recipe, randomness=random, index=index)
+        random.set(step, 0)
+        y = layer(x)
+        random.set(then, 0)
+        y.backward(up)
+        assert layer.weight.grad is not None
+        return layer.weight.grad
+
+    seeds = []
+    for step in (0, 1, 2):
+        random.set(step, 8)
+        seeds.append(random.signs())
+        drawn = replace(recipe, wgrad_rotation=Rotation(16, seeds[-1]))
+        found = gradient(recipe, step, step + 1)
+        assert torch.equal(found, gradient(drawn, step, step + 1))
+        assert torch.equal(found, gradient(recipe, step, step, index=5))
+    assert len({*seeds}) == 3
+    assert not torch.equal(gradient(recipe, 0, 0), gradient(recipe, 1, 1))
+    assert recipe.table()["wgrad_input"] == "mxint4 hadamard(16, signs step)"
+
+
+TURNED = replace(QuantRecipe.uniform("mxint4"), fprop_rotation=Rotation(16, "step"))
+STEP_REFUSED: dict[str, Callable[[], object]] = {
+    "rotation seed='epoch', expected a number": lambda: Rotation(16, "epoch"),  # type: ignore[arg-type]
+    "no matrix outside of training": lambda: Rotation(16, "step").matrix(),
+    "has no matrix": lambda: Transform.of(Rotation(16, "step")),
+    "signs of each step need randomness": lambda: QuantLinear.from_linear(
+        nn.Linear(32, 32), TURNED
+    ),
+}
+
+
+@pytest.mark.parametrize("message", STEP_REFUSED)
+def test_signs_of_each_step_are_refused_where_there_is_no_step(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        STEP_REFUSED[message]()

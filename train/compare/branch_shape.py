@@ -41,6 +41,7 @@ class Unit(TypedDict):
     seconds: float
     windows: NotRequired[Drawn]
     window_losses: NotRequired[dict[str, list[float] | None]]
+    weight_shifts: NotRequired[dict[str, list[float] | None]]  # by layer; of newer arms
 
 
 class Written(TypedDict):
@@ -62,3 +63,12 @@ def check_units(found: Any, path: Path) -> None:
         for losses in (unit["losses"], unit.get("window_losses", unit["losses"])):
             if not losses.keys() <= labels or found.baseline not in losses:
                 raise ValueError(f"{path}: a branch with losses of {sorted(losses)}")
+
+
+def check_distinct(checkpoints: list[dict[str, Any]]) -> None:
+    """One checkpoint given twice, or that of a copied run, is one unit and not two."""
+    seen: dict[str, str] = {}
+    for checkpoint in checkpoints:
+        first = seen.setdefault(checkpoint["digest"], checkpoint["path"])
+        if first is not checkpoint["path"]:
+            raise ValueError(f"{first} and {checkpoint['path']} hold the same checkpoint: give one")

@@ -11,7 +11,7 @@ import numpy as np
 from data.durable import write_durably
 from data.plain import as_type, read_as, sealed
 from train.compare.branch_casts import read_casts
-from train.compare.branch_shape import Written, check_units
+from train.compare.branch_shape import Written, check_distinct, check_units
 from train.compare.branch_table import branch_lines, where
 from train.compare.verdicts import chosen_pairs
 from train.runs.belonging import foreign
@@ -99,6 +99,15 @@ class BranchSet:
         part = shared_part(losses[1] - losses[0], windows["documents"])
         return [part] if part else []
 
+    def _shifts(self, a: str, b: str) -> list[list[float]]:
+        """Of `b` less `a`, by checkpoint: mean over the layers of how their weights moved."""
+        strata: list[list[float]] = [[] for _ in self.checkpoints]
+        for unit in self.units:
+            found = [unit.get("weight_shifts", {}).get(label) for label in (a, b)]
+            if None not in found:
+                strata[unit["checkpoint"]].append(float(np.mean(found[1]) - np.mean(found[0])))
+        return strata
+
     @property
     def scope(self) -> str:
         """What the gaps hold for, in words."""
@@ -145,6 +154,7 @@ class BranchSet:
             "checkpoint_errors": [one and one.standard_error for one in own],
             "checkpoint_units": [len(stratum) for stratum in gaps],
             "like_these": asdict(self._like_these(gaps, shared)),
+            "weight_shift": asdict(estimate(self._shifts(a, b))),
         }
 
     def _few(self, gaps: Strata) -> str | None:
@@ -202,7 +212,10 @@ def both_units(done: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
             )
     if done.get("windows") != more.get("windows"):
         raise ValueError(f"branch {done['branch']}: validated on other windows than before")
-    merged = {key: done[key] | more[key] for key in ("losses", "window_losses") if key in done}
+    merged: dict[str, Any] = {
+        key: done[key] | more[key] for key in ("losses", "window_losses") if key in done
+    }
+    merged["weight_shifts"] = done.get("weight_shifts", {}) | more.get("weight_shifts", {})
     return done | merged | {"seconds": done["seconds"] + more["seconds"]}
 
 
@@ -226,15 +239,6 @@ def reread(folder: Path) -> BranchSet:
     found = read_branches(folder)
     assert found is not None, folder
     return found
-
-
-def check_distinct(checkpoints: list[dict[str, Any]]) -> None:
-    """One checkpoint given twice, or that of a copied run, is one unit and not two."""
-    seen: dict[str, str] = {}
-    for checkpoint in checkpoints:
-        first = seen.setdefault(checkpoint["digest"], checkpoint["path"])
-        if first is not checkpoint["path"]:
-            raise ValueError(f"{first} and {checkpoint['path']} hold the same checkpoint: give one")
 
 
 def find_branches(path: Path) -> list[tuple[Path, BranchSet]]:

@@ -79,8 +79,9 @@ class PretrainModule(LightningModule):
         keep: Keep = Keep(),
     ) -> None:
         super().__init__()
-        if keep.quantized_weights and compile_blocks:
-            raise ValueError("model.keep.quantized_weights with model.compile_blocks: one of them")
+        own = {"model.keep.quantized_weights": keep.quantized_weights, "seed=step": policy.redraws}
+        if compile_blocks and (taken := [what for what, is_on in own.items() if is_on]):
+            raise ValueError(f"{taken[0]} with model.compile_blocks: one of them")
         if llama.pad_token_id is not None:
             raise ValueError(
                 f"model.llama.pad_token_id={llama.pad_token_id} would keep that token's embedding "
@@ -99,8 +100,7 @@ class PretrainModule(LightningModule):
         vocabulary = self.model.config.vocab_size
         self.teacher = Teacher(distill_from, vocabulary) if distill_from else None
         self._phase: Phase | None = None
-        self._loaded_step = 0
-        self.validate_bf16 = validate_bf16
+        self._loaded_step, self.validate_bf16 = 0, validate_bf16
         # a NaN counts: torchmetrics would leave it out of the mean, and the rest would look well
         self.val_loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_loss_bf16 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)

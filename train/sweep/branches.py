@@ -16,7 +16,8 @@ import torch
 
 from lowbit import bf16
 from train.compare.branch_casts import CastSet, read_casts
-from train.compare.branches import FILE, BranchSet, check_distinct, read_branches, reread
+from train.compare.branch_shape import check_distinct
+from train.compare.branches import FILE, BranchSet, read_branches, reread
 from train.config.strict_yaml import read_yaml
 from train.model.products import check_products
 from train.runs.lock import held

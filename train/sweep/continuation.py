@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from data.module import TokenDataModule
 from lowbit import Randomness
@@ -30,10 +31,11 @@ PRECISIONS = {"32-true": False, "bf16-mixed": True}  # whether autocast is on
 
 
 class Outcome(NamedTuple):
-    """Validation losses of a branch's end."""
+    """Of a branch's end: validation losses, and where the weights went."""
 
     loss: float
     windows: tuple[float, ...]  #: mean over each window's tokens
+    shifts: tuple[float, ...]  #: of each block's linear layers: mean change over mean size of it
 
 
 def build_module(config: dict[str, Any], variant: Variant) -> PretrainModule:
@@ -111,7 +113,7 @@ class Continuation:
         except NonFiniteError:
             return None
         optimizer.zero_grad()  # gradients of many arms are memory
-        return self._validate(module, judge)
+        return self._validate(module, judge, self._shifts(module))
 
     def _restore(self, module: PretrainModule) -> torch.optim.Optimizer:
         module.standing = self._begin
@@ -146,7 +148,9 @@ class Continuation:
         optimizer.step()
 
     @torch.no_grad()
-    def _validate(self, module: PretrainModule, judge: PretrainModule) -> Outcome | None:
+    def _validate(
+        self, module: PretrainModule, judge: PretrainModule, shifts: tuple[float, ...]
+    ) -> Outcome | None:
         judge.standing = replace(self._begin, step=self._first + self._horizon)
         judge.configure_model()
         judge.load_state_dict(module.state_dict())
@@ -159,7 +163,19 @@ class Continuation:
             windows += losses[batch["window"] >= 0].double().mean(1).tolist()
         loss = float(judge.val_loss.compute())
         judge.val_loss.reset()
-        return Outcome(loss, tuple(windows)) if math.isfinite(loss) else None
+        return Outcome(loss, tuple(windows), shifts) if math.isfinite(loss) else None
+
+    @torch.no_grad()
+    def _shifts(self, module: PretrainModule) -> tuple[float, ...]:
+        """-1 or 1: all weights of the layer went one way; 0: as far up as down."""
+        head = module.model.lm_head
+        found = []
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Linear) and layer is not head:
+                before = self._saved["state_dict"][f"{name}.weight"].to(self._device)
+                change = (layer.weight - before).double()
+                found.append(float(change.sum() / change.abs().sum()))
+        return tuple(found)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast)

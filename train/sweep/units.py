@@ -121,6 +121,10 @@ class Unit:
                 label: one and [float(f"{x:.9g}") for x in one.windows]  # FP32's digits
                 for label, one in found.items()
             },
+            "weight_shifts": {
+                label: one and [float(f"{x:.6g}") for x in one.shifts]
+                for label, one in found.items()
+            },
             "seconds": time.perf_counter() - began,
         }  # fmt: skip
 
