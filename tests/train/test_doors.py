@@ -15,9 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from train.checkpoints.folder import complete_checkpoints
+from train.checkpoints.folder import complete_checkpoints, publish
 from train.cli import main
+from train.compare.overlay import check_overlay
+from train.export.folder import check_target
 from train.model.initial import pretrained_model
+from train.ptq.work import already_done
 from train.runs.folders import check_sweep_folder
 
 Fit = Callable[..., int]
@@ -141,6 +144,8 @@ FOREIGN = {
     "a table": ["metrics.csv"],
     "a lock": ["lock", "notes.txt"],
     "a record": ["run.json"],
+    "results by name": ["compare.json", "branches.json", "eval.json"],
+    "an empty lock": ["lock", "config.yaml"],
 }
 
 
@@ -156,7 +161,7 @@ def test_a_folder_of_others_is_not_touched(
     folder = tmp_path / "mine"
     for name in FOREIGN[case]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text('{"mine": 1}')
+        (folder / name).write_text("" if case == "an empty lock" else '{"mine": 1}')
     if verb == "theory" and case == "a record":
         (folder / "run.json").rename(folder / "record.json")
     before = contents(folder)
@@ -180,6 +185,28 @@ def test_an_export_of_others_stays(fit: Fit, tmp_path: Path, capsys: Any) -> Non
     assert "hf holds notes.txt, which is not ours" in capsys.readouterr().err
     assert (run / "hf" / "notes.txt").read_text() == "mine"
     check_sweep_folder(tmp_path)  # which holds a run
+
+
+def test_what_lies_beside_ours_is_not_replaced(tmp_path: Path) -> None:
+    """In a place whose earlier content would be: an export's folder, compare's TensorBoard."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "model.gguf").write_text("of ours")
+    export, overlay = tmp_path / "export", tmp_path / "compare"
+    publish(tmp_path / "s", export, {"model.gguf": "0"}, {"layout": "gguf"})
+    check_target(export)
+    (overlay / "tensorboard" / "mean").mkdir(parents=True)
+    (overlay / "tensorboard" / "mean" / "events.out.tfevents.1").touch()
+    check_overlay(overlay)
+    for folder, check in ((export, check_target), (overlay, check_overlay)):
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        (folder / "tensorboard" / "notes.txt").write_text("mine")
+        with pytest.raises(FileExistsError, match=r"tensorboard"):
+            check(folder)
+    quantized = tmp_path / "q"
+    quantized.mkdir()
+    (quantized / "quantization.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="another quantized model"):
+        already_done(quantized, {"method": 1})
 
 
 # --- exit codes -------------------------------------------------------------------------------

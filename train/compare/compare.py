@@ -13,7 +13,7 @@ from train.compare.branches import BranchSet, find_branches, read_branches
 from train.compare.dynamics import behaviour, common_target
 from train.compare.gaps import RULE, compare_pair
 from train.compare.gates import TIMES, over_bound, unequal
-from train.compare.golden import export_curves, import_curves
+from train.compare.golden import check_golden_file, export_curves, import_curves
 from train.compare.notes import notes
 from train.compare.pairing import (
     FIELDS,
@@ -99,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
         found.check_belongs(path, [one.identity for one in runs])
     check_planned(args.pairs, runs, [found for _, found in branches])
     documents = [found.document(path, args.pairs) for path, found in branches]
+    if args.export:
+        check_golden_file(args.export)
     result = compare(runs, allowed, documents, margin, args.pairs)
     if (args.assert_equal or args.max_gap is not None) and not result["pairs"]:
         raise ValueError(f"a bound needs a recipe beside the baseline {result['baseline']}")
@@ -111,10 +113,12 @@ def run(args: argparse.Namespace) -> int:
     is_run = has_record(first)
     folder = args.out or (first.resolve().parent if is_run else first) / "compare"
     check_results_folder(folder)
+    if args.tensorboard:
+        from train.compare.overlay import check_overlay, write_overlay  # so does TensorBoard
+
+        check_overlay(folder)
     write_report(result, runs, folder)
     if args.tensorboard:
-        from train.compare.overlay import write_overlay  # so does TensorBoard
-
         write_overlay(json.loads((folder / "compare.json").read_text()), folder)
     if args.export:
         export_curves(

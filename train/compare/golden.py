@@ -50,6 +50,17 @@ def export_curves(runs: Sequence[Run], path: Path) -> None:
     write_durably(path, json.dumps(sealed(plain), allow_nan=False) + "\n")
 
 
+def check_golden_file(path: Path) -> None:
+    """Raise FileExistsError unless `path` is new or holds golden curves."""
+    try:
+        if path.exists():
+            import_curves(path)
+    except (ValueError, OSError):
+        raise FileExistsError(
+            f"--export {path} is there and holds no golden curves: choose another file"
+        ) from None
+
+
 def import_curves(path: Path) -> list[Run]:
     """The exported runs, as if in a folder of the file's name."""
     plain = read_as(_Curves, path)

@@ -22,11 +22,19 @@ LAYOUT = {
 Point = tuple[str, float, int]
 
 
+def check_overlay(out: Path) -> None:
+    """Raise FileExistsError where `out`/tensorboard holds anything but events."""
+    files = (path for path in (out / "tensorboard").rglob("*") if not path.is_dir())
+    if foreign := [path for path in files if not path.name.startswith("events.out.tfevents.")]:
+        raise FileExistsError(f"{foreign[0]} is not ours: move it away, or choose another --out")
+
+
 def write_overlay(document: dict[str, Any], out: Path) -> None:
     """A folder per run and per mean gap under `out`/tensorboard; the x-axis is in tokens.
 
     What an earlier call left there is replaced.
     """
+    check_overlay(out)
     folder = out / "tensorboard"
     shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:

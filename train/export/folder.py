@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from train.checkpoints.folder import DamagedCheckpointError, publish, read_manifest
+from train.checkpoints.folder import MANIFEST, DamagedCheckpointError, publish, read_manifest
 from train.runs.folders import is_free
 
 
@@ -20,11 +20,16 @@ def read_mark(folder: Path) -> dict[str, Any] | None:
 
 
 def check_target(folder: Path) -> None:
-    """FileExistsError unless `folder` is new, empty, or an export of ours."""
-    if not is_free(folder) and read_mark(folder) is None:
-        names = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
+    """FileExistsError unless `folder` is new, empty, or an export of ours and nothing besides."""
+    if is_free(folder):
+        return
+    own: set[str] = set()
+    if read_mark(folder) is not None:
+        own = {MANIFEST, *read_manifest(folder)["files"]}
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in own):
         raise FileExistsError(
-            f"{folder} holds other files ({names}), expected a new or empty folder or an export"
+            f"{folder} holds other files ({', '.join(foreign[:3])}), expected a new or empty folder"
+            " or an export"
         )
 
 

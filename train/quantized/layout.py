@@ -164,7 +164,7 @@ def write(
     """Leave a quantized model in `target` (new, or empty), whole or not at all: the tensors, the
     `files` of its model by name, and quantization.json, of which the format version is added.
     """
-    staging = open_staging(target)
+    staging = open_staging(target.with_name(f".{target.name}.lowbit-quantize"))
     digests = write_tensors(staging, entries)
     text = json.dumps({"format_version": FORMAT_VERSION, **document}, indent=1) + "\n"
     for name, data in {**files, DOCUMENT: text.encode()}.items():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.shards import Manifest
 from train.runs.declaration import SEGMENT, Group
 from train.runs.identity import Difference, Identity, read_identity
 from train.runs.record import read_config
@@ -98,6 +99,17 @@ def refuse_foreign(
     """ValueError, naming the first field and both values, unless the artefact is the run's."""
     if wrong := foreign(plain, run, segments=segments, where=where):
         raise ValueError(f"{where} is of another run: {_first(wrong)}")
+
+
+def corpus_of(where: object, data: Mapping[str, Any], path: Path) -> Manifest:
+    """The corpus that a run's record names in `data`; ValueError where `path` now holds another."""
+    manifest, known = Manifest.load(path), data.get("fingerprint")
+    if known is not None and manifest.fingerprint != known:
+        raise ValueError(
+            f"{path} holds another corpus than {where} was trained on: data.fingerprint "
+            f"{known[:12]} -> {manifest.fingerprint[:12]}"
+        )
+    return manifest
 
 
 def metrics_digest(folder: Path) -> str:

@@ -41,6 +41,7 @@ class CastGap:
     units: str = "windows, as if independent"  # whose spread the standard errors are
     arithmetic: str = "logits rounded as under autocast"  # of files that do not say
     along: tuple[Along, ...] = ()  # the same at each kept checkpoint, by tokens_seen
+    bf16_products: str | None = None  # how BF16 was multiplied; None: does not say
     of: dict[str, Any] | None = None  # identity of the run whose weights they are
     under: str | None = None  # recipe hash of the run whose recipe it is
 
@@ -48,6 +49,9 @@ class CastGap:
         """Why it is not of these two runs; None for one that is, or that does not say."""
         if wrong := foreign(self.of, base):
             return f"of other weights, {wrong[0]}"
+        products = base.fields.get("bf16_products")
+        if self.bf16_products is not None and self.bf16_products != products:
+            return f"with BF16 products {self.bf16_products!r}, not the run's {products!r}"
         if self.under is not None and self.under != arm.recipe_hash:
             return "under another recipe than this run's of that name"
         return None

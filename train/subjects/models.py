@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from data.corpus import Wheel
-from data.plain import explained
+from data.plain import explained, read_json, read_text
 from data.pretrained import load_vocabulary
 from data.vocabulary import Vocabulary
 from train.checkpoints.folder import complete_checkpoints, load_state, verify_checkpoint
-from train.runs.belonging import refuse_foreign, run_identity
-from train.runs.exports import earlier_end
+from train.runs.belonging import corpus_of, refuse_foreign, run_identity
+from train.runs.exports import check_export, earlier_end
 from train.runs.record import has_record, read_record, read_whole_config
 from train.subjects.gguf import GGUF, read_gguf
 from train.subjects.gguf_llama import llama_of, vocabulary_of
@@ -104,8 +104,7 @@ def _from_run(run: Path, checkpoint: Path | None) -> Subject:
     config = read_whole_config(run)
     data = Path(config["data"]["path"])
     own = (data, config["data"].get("seq_len"), config.get("trainer", {}).get("precision"))
-    tokenizer = data / "tokenizer.json"
-    vocabulary = load_vocabulary(str(tokenizer)) if tokenizer.is_file() else None
+    vocabulary = _vocabulary(run, data)
     identity, note = run_identity(run, read_record(run)), ""
     if checkpoint is None and (run / "hf").is_dir():
         earlier = earlier_end(run / "hf", identity, read_record(run))
@@ -128,7 +127,25 @@ def _from_run(run: Path, checkpoint: Path | None) -> Subject:
     return Subject(model, vocabulary, f"{checkpoint}{note}", *own)
 
 
+def _vocabulary(run: Path, data: Path) -> Vocabulary | None:
+    """That of its corpus, with the end of document in it; of its hf/, where the corpus is gone."""
+    if (data / "manifest.json").is_file():
+        manifest = corpus_of(run, read_record(run)["data"], data)
+        return Vocabulary(read_text(data / manifest.tokenizer_file), manifest.eos_id)
+    own = run / "hf" / "tokenizer.json"
+    if not own.is_file():
+        return None
+    ends = read_json(run / "hf" / "generation_config.json")
+    return Vocabulary(read_text(own), int(ends["eos_token_id"]))
+
+
 def _from_hub(name: str) -> Subject:
+    folder = Path(name)
+    if folder.name == "hf" and folder.is_dir() and has_record(folder.parent):
+        record = read_record(folder.parent)
+        earlier_end(folder, run_identity(folder.parent, record), record)  # raises for another's
+    else:
+        check_export(folder)
     try:
         vocabulary = load_vocabulary(name)
     except ValueError:

@@ -20,6 +20,7 @@ from train.compare.branch_shape import check_distinct
 from train.compare.branches import FILE, BranchSet, read_branches, reread
 from train.config.strict_yaml import read_yaml
 from train.model.products import check_products
+from train.runs.folders import check_branches_folder
 from train.runs.lock import held
 from train.runs.provenance import code_origin, command_line
 from train.runs.record import has_record
@@ -108,6 +109,7 @@ def _read(args: argparse.Namespace) -> tuple[list[BranchPoint], SweepRequest]:
         raise ValueError("branches take their configuration from the checkpoints' runs: no -c")
     if has_record(request.out) or any(request.out.glob("*/run.json")):
         raise ValueError(f"--out {request.out} holds runs: choose another for branches")
+    check_branches_folder(request.out)
     points = [BranchPoint.read(path) for path in args.branch_from]
     for point in points:
         if point.step + args.horizon > point.max_steps:

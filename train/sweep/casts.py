@@ -23,12 +23,18 @@ from data.module import IGNORED_LABEL, Windows, spread
 from data.shards import Manifest, TokenShards
 from data.verify import verify
 from lowbit import Randomness, bf16, convert_linears
-from train.checkpoints.folder import complete_checkpoints, load_state, step_of
+from train.checkpoints.folder import (
+    complete_checkpoints,
+    load_state,
+    step_of,
+    verify_checkpoint,
+)
 from train.config.policies import read_policy
 from train.model.controls import perturb
 from train.model.head import AUTOCAST, NAMES, compared
 from train.model.initial import empty_model, random_model
-from train.runs.belonging import run_identity
+from train.model.products import check_products
+from train.runs.belonging import corpus_of, refuse_foreign, run_identity
 from train.runs.casts import CastGap
 from train.runs.record import read_record, read_whole_config
 from train.stats.serial import window_mean
@@ -36,6 +42,7 @@ from train.stats.serial import window_mean
 MAX_WINDOWS = 1024
 BATCH = 16
 FLOOR = "the baseline, its weights moved"
+OF_ALL = ("along", "of", "under", "bf16_products")  # what is said once, not at each checkpoint
 
 
 @bf16.everywhere()
@@ -45,39 +52,64 @@ def cast_gaps(baseline: Path, runs: Sequence[Path]) -> dict[str, CastGap]:
     Keys are the recipes' names; controls, which have weights or noise of their own, are left out.
     Evaluated on the validation split (at most MAX_WINDOWS windows, spread over it) in the run's
     precision, with logits of FP32; paired window by window. `along`: at the kept checkpoints. None
-    where there is no validation split.
+    where there is no validation split, or no checkpoint of the last step.
     """
-    config = read_whole_config(baseline)
-    manifest = Manifest.load(Path(config["data"]["path"]))
+    config, record = read_whole_config(baseline), read_record(baseline)
+    manifest = corpus_of(baseline, record["data"], Path(config["data"]["path"]))
+    products = _products(baseline, record)
     windows = _validation_windows(config)
     if not len(windows):
         print(f"{baseline}: no cast gap, its data has no validation split", flush=True)
         return {}
-    llama = LlamaConfig.from_pretrained(baseline / "hf")
+    points = _own_checkpoints(baseline, record)
+    if not points or step_of(points[-1]) != record["max_steps"]:
+        print(f"{baseline}: no cast gap, the checkpoint of its last step is gone", flush=True)
+        return {}
+    llama = LlamaConfig(**record["model"])
     models = _Models(llama, config, [read_whole_config(run)["model"] for run in runs])
     per_step = config["data"]["global_batch_size"] * config["data"]["seq_len"]
     along: dict[str, list[Any]] = {}
     gaps: dict[str, CastGap] = {}
-    for checkpoint in complete_checkpoints(baseline / "checkpoints"):
+    for checkpoint in points:
         models.load(load_state(checkpoint)["state_dict"])
         gaps = models.gaps(windows, manifest.eos_id)  # of the last stay: the final weights
         for name, gap in gaps.items():
             place = {"step": step_of(checkpoint), "tokens_seen": step_of(checkpoint) * per_step}
-            numbers = {k: v for k, v in asdict(gap).items() if k not in ("along", "of", "under")}
+            numbers = {k: v for k, v in asdict(gap).items() if k not in OF_ALL}
             along.setdefault(name, []).append(place | numbers)
     if gaps:
         text = json.dumps(models.windows, allow_nan=False) + "\n"
         (baseline / "cast_windows.json").write_text(text, encoding="utf-8")
-    of = run_identity(baseline, read_record(baseline)).plain()
+    of = run_identity(baseline, record).plain()
     under = {
-        record["recipe"]: run_identity(folder, record).recipe_hash
+        one["recipe"]: run_identity(folder, one).recipe_hash
         for folder in (*runs, baseline)
-        if not (record := read_record(folder)).get("control")
+        if not (one := read_record(folder)).get("control")
     }
     return {
-        name: replace(gap, along=tuple(along[name]), of=of, under=under.get(name))
+        name: replace(
+            gap, along=tuple(along[name]), of=of, under=under.get(name), bf16_products=products
+        )
         for name, gap in gaps.items()
     }
+
+
+def _own_checkpoints(run: Path, record: dict[str, Any]) -> list[Path]:
+    """The run's, verified; ValueError for one of another run."""
+    identity, points = run_identity(run, record), complete_checkpoints(run / "checkpoints")
+    for point in points:
+        origin = verify_checkpoint(point)["origin"]
+        refuse_foreign(point, origin.get("identity"), identity, segments=False)
+    return points
+
+
+def _products(baseline: Path, record: dict[str, Any]) -> str:
+    """How BF16 is multiplied here; ValueError unless the run did it so, where it matters."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    now = bf16.products(device.type)
+    if AUTOCAST.get(str(record.get("precision")), True):
+        check_products(baseline, record, now)
+    return now
 
 
 @bf16.everywhere()

@@ -11,11 +11,10 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data.shards import Manifest
 from lowbit import bf16
 from train.checkpoints.folder import step_of, verify_checkpoint
 from train.model.module import PretrainModule
-from train.runs.belonging import refuse_foreign, run_identity
+from train.runs.belonging import corpus_of, refuse_foreign, run_identity
 from train.runs.record import read_record, read_whole_config
 from train.sweep.continuation import Continuation, Outcome, arm_section, build_module
 from train.sweep.processes import begin_worker, share_cores
@@ -45,7 +44,8 @@ class BranchPoint:
         refuse_foreign(path, identity, run_identity(run, read_record(run)), segments=False)
         digest = _digest(json.dumps(manifest["files"], sort_keys=True))
         config = read_whole_config(run)
-        if not Manifest.load(Path(config["data"]["path"])).val.tokens:
+        known = {"fingerprint": manifest["origin"].get("data_fingerprint")}
+        if not corpus_of(path, known, Path(config["data"]["path"])).val.tokens:
             raise ValueError(
                 f"{config['data']['path']} was prepared without a validation split, by which "
                 f"branches from {path} would be judged"

@@ -100,6 +100,20 @@ def edited_origin(f: Folders) -> None:
     path.write_bytes(_encode(manifest))
 
 
+def other_corpus(f: Folders) -> None:
+    """config.yaml of a run moved beside another corpus of the same path: here by its path."""
+    from data.prepare import PrepareRequest, prepare
+
+    for n in range(9):
+        (f.own.parent / f"{n}.txt").write_text(f"another text, the {n}th " * 200)
+    request = PrepareRequest(text=(f"{f.own.parent}/*.txt",), tokenizer="bytes", val_fraction=0.3)
+    prepare(f.own.parent / "tokens", request)
+    path = f.bf16 / "config.yaml"
+    text = path.read_text()
+    before = next(line for line in text.splitlines() if line.startswith("  path: "))
+    path.write_text(text.replace(before, f"  path: {f.own.parent / 'tokens'}"))
+
+
 def compare(f: Folders) -> list[str]:
     return ["compare", str(f.own), "--out", str(f.out)]
 
@@ -191,6 +205,12 @@ REFUSED: dict[str, tuple[Act, Callable[[Folders], list[str]], str]] = {
         lambda f: copy(f.mxint8 / "hf/model.safetensors", f.bf16 / "hf/model.safetensors"),
         evaluate, "is not what this run exported",
     ),
+    "another corpus in the run's place, evaluated": (
+        lambda f: other_corpus(f), evaluate, "holds another corpus than",
+    ),
+    "another corpus in the run's place, branched": (
+        lambda f: other_corpus(f), branch, "holds another corpus than",
+    ),
     "hf without its signature": (
         lambda f: (f.bf16 / "hf/lowbit.json").unlink(), evaluate, "lowbit.json is missing, and a",
     ),
@@ -260,6 +280,10 @@ STALE: dict[str, tuple[Act, str]] = {
     "of another recipe under the name": (
         lambda f: edit(f.bf16 / "cast_gap.json", lambda g: g["mxint8"].update(under="0" * 64)),
         "mxint8's is under another recipe",
+    ),
+    "by other BF16 products": (
+        lambda f: edit(f.bf16 / "cast_gap.json", lambda g: g["mxint8"].update(bf16_products="x")),
+        "mxint8's is with BF16 products 'x', not the run's",
     ),
     "of another run's weights": (
         lambda f: edit(
@@ -393,6 +417,17 @@ def test_golden_curves_of_another_run_are_no_pair(
     edit(golden, lambda g: g["runs"][0]["info"]["identity"]["fields"].update({"data.seq_len": 1}))
     assert main([*compare(folders), "--import", str(golden)]) == 2
     assert "its hash was made of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["notes", "{}", '{"format_version": 2}'])
+def test_an_export_of_curves_overwrites_curves_alone(
+    text: str, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = folders.own.parent / "mine.json"
+    mine.write_text(text)
+    assert main([*compare(folders), "--export", str(mine)]) == 2
+    assert "choose another file" in capsys.readouterr().err
+    assert mine.read_text() == text and not folders.out.exists()
 
 
 # --- runs of an older lowbit (commit 4f99648) ---------------------------------------------------
