@@ -8,7 +8,6 @@ other name (`.tmp` unfinished, `.old` on its way out, `.damaged`, `.superseded`)
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from data.durable import sync_folder
+from data.plain import explained
 from train.checkpoints.distributed import METADATA, Like, insert_tensors, read_tensors
 
 FORMAT_VERSION = 1
@@ -92,12 +92,10 @@ def load_state(
 
     The tensors of a sharded one go where `place` says, by default each into a whole tensor.
     """
-    try:
+    with explained(f"{path / STATE} cannot be read"):
         state: dict[str, Any] = torch.load(
             path / STATE, map_location=map_location, weights_only=True, mmap=mmap
         )
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} holds more than plain data: {error}") from None
     if (path / METADATA).exists():
         insert_tensors(state, read_tensors(path, place or _whole))
     return state

@@ -5,6 +5,7 @@ long as a collective may take, which is made for slow saves and not for the dead
 """
 
 import atexit
+import socket
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -17,6 +18,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from train.distributed.ranks import launcher_listens
 
 PATIENCE = 40  # seconds
+ATTEMPT, PAUSE = 5, 0.2  # seconds
 
 
 def set_patience(strategy: Any, seconds: Mapping[str, Any]) -> None:
@@ -53,11 +55,10 @@ def meet(host: str, port: int, rank: int, world_size: int, patience: float) -> S
     """A store that all ranks have come to; ConnectionError names those that have not in time."""
     deadline = time.monotonic() + patience
     try:
-        store = TCPStore(
-            host, port, world_size, rank == 0, timedelta(seconds=patience), wait_for_workers=False
-        )
-    except dist.DistError as error:
+        store = _store(host, port, rank, world_size, deadline)
+    except (dist.DistError, OSError) as error:
         raise _missing([0], patience, host, port, error) from None
+    store.set_timeout(timedelta(seconds=patience))
     try:
         store.set(f"rank-{rank}", "here")
         for other in range(world_size):
@@ -69,6 +70,22 @@ def meet(host: str, port: int, rank: int, world_size: int, patience: float) -> S
         absent = [other for other in range(world_size) if not store.check([f"rank-{other}"])]
         raise _missing(absent, patience, host, port, error) from None
     return PrefixStore("lowbit", store)
+
+
+def _store(host: str, port: int, rank: int, world_size: int, deadline: float) -> TCPStore:
+    """Rank 0's. TCPStore waits for it up to twice as long as it is told, and writes a page of C++
+    frames every second: so it is asked when someone listens, and for a few seconds.
+    """
+    while True:
+        try:
+            if rank:
+                socket.create_connection((host, port), timeout=ATTEMPT).close()
+            left = timedelta(seconds=min(ATTEMPT, max(deadline - time.monotonic(), 1)))
+            return TCPStore(host, port, world_size, rank == 0, left, wait_for_workers=False)
+        except (dist.DistError, OSError):
+            if rank == 0 or time.monotonic() + PAUSE > deadline:
+                raise
+            time.sleep(PAUSE)
 
 
 def _missing(

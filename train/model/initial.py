@@ -100,7 +100,7 @@ def check_source(source: str, config: LlamaConfig) -> None:
     """Raise ValueError, field by field, unless the model at `source` is the Llama of `config`."""
     with explained(f"init_from={source} cannot be read"):
         found = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    kinds = found.architectures or ["LlamaForCausalLM"]
+    kinds = [*map(str, found.architectures or ["LlamaForCausalLM"])]
     if found.model_type != "llama" or kinds != ["LlamaForCausalLM"]:
         raise ValueError(
             f"init_from={source} is a {found.model_type} ({', '.join(kinds)}), expected a llama "
@@ -110,12 +110,11 @@ def check_source(source: str, config: LlamaConfig) -> None:
         raise ValueError(f"init_from={source} holds quantized weights: expected floating point")
     theirs, ours = found.to_dict(), config.to_dict()
     fields = LlamaConfig().to_dict().keys() - OF_NO_EFFECT
-    differs = [f"{n}={theirs.get(n)}" for n in sorted(fields) if theirs.get(n) != ours.get(n)]
-    if differs:
-        said = [f"{n.partition('=')[0]}={ours.get(n.partition('=')[0])}" for n in differs]
-        raise ValueError(
-            f"init_from={source} has {', '.join(differs)}; model.llama says {', '.join(said)}"
+    if differs := [name for name in sorted(fields) if theirs.get(name) != ours.get(name)]:
+        has, says = (
+            ", ".join(f"{n}={str(o.get(n))[:40]}" for n in differs) for o in (theirs, ours)
         )
+        raise ValueError(f"init_from={source} has {has}; model.llama says {says}")
 
 
 def _check(config: LlamaConfig) -> None:

@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from data.plain import as_type
 
 SHARD_BYTES = 5 * 10**9
 _CHUNK = 1 << 24
@@ -52,14 +54,24 @@ def entries_of(path: Path) -> Iterator[Entry]:
         try:
             if length > 10**8:
                 raise ValueError("its header is too long")
-            head = json.loads(file.read(length))
-        except ValueError as error:
+            head = as_type(dict[str, Any], json.loads(file.read(length)), "its header")
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from None
     head.pop("__metadata__", None)
-    for name, one in sorted(head.items()):
-        begin, end = one["data_offsets"]
+    for name, one in sorted(as_type(dict[str, _Held], head, str(path)).items()):
+        begin, end = one["data_offsets"] if len(one["data_offsets"]) == 2 else (1, 0)
+        if not 0 <= begin <= end <= path.stat().st_size - 8 - length:
+            raise ValueError(f"{path}: {name[:60]} does not lie in the file")
         chunks = _region(path, 8 + length + begin, end - begin)
         yield Entry(name, one["dtype"], tuple(one["shape"]), end - begin, chunks)
+
+
+class _Held(TypedDict):
+    """A tensor in the header of a safetensors file."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]  # where its bytes begin and end, after the header
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
