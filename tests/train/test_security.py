@@ -58,7 +58,7 @@ def test_malicious_pickle_ckpt(
     AtomicCheckpointIO().remove_checkpoint(path)
     AtomicCheckpointIO().save_checkpoint({"x": Exploit(sentinel), "origin": origin}, path)
     assert fit(run, "bf16", "--trainer.max_steps", "2") == 2
-    assert "weights_only" in capsys.readouterr().err
+    assert "holds more than plain data" in capsys.readouterr().err
     assert fit(run, "bf16", "--trainer.max_steps", "2", "--resume", str(path)) == 2
     assert not sentinel.exists()
 
