@@ -1,7 +1,8 @@
 """The clipping ablation by branches, and its mechanism: tables of docs/reproduction.md.
 
-usage: python scripts/clipping.py SWEEP [--into PAGE.md] [--windows 8]
-  SWEEP with compare/compare.json, whose branches have the arms of configs/sweep/clipping.yaml
+usage: python scripts/clipping.py SWEEP [--into PAGE.md] [--windows 4]
+  SWEEP with compare/compare.json and branches: losses and shifts of the arms of
+  configs/sweep/clipping.yaml that they have; biases of the operands at their first checkpoint
 """
 
 import argparse
@@ -135,15 +136,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--into", type=Path, metavar="PAGE.md")
-    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--windows", type=int, default=4)
     args = parser.parse_args()
     found = json.loads((args.sweep / "compare" / "compare.json").read_text(encoding="utf-8"))
     lines: list[str] = []
     for one in found["branches"]:
         if any(row["label"] == label("asymmetric", "32") for row in one["rows"]):
             lines += [*effect_table(one), ""]
-            checkpoint = one["checkpoints"][0]["path"]
-            lines += [*bias_table(measure(checkpoint, args.windows)), ""]
+    checkpoint = found["branches"][0]["checkpoints"][0]["path"]
+    lines += [*bias_table(measure(checkpoint, args.windows)), ""]
     print("\n".join(lines))
     if args.into:
         before, _, rest = args.into.read_text(encoding="utf-8").partition(BEGIN)

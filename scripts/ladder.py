@@ -92,13 +92,13 @@ def read_rungs(document: dict[str, Any]) -> list[Rung]:
 def ladder_table(rungs: list[Rung]) -> list[str]:
     """Every arm, most bits first; controls last."""
     order = sorted(rungs, key=lambda rung: (bool(rung.control), not rung.is_uniform, -rung.bits))
-    head = ("recipe", "bits", "KL of the cast", "loss of the cast", "training, 20 steps",
-            "95 %, these checkpoints", "verdict of all rows together")  # fmt: skip
+    head = ("recipe", "bits", "KL of the cast", "loss of the cast", "branches",
+            "training, 20 steps", "95 %, these checkpoints", "all rows together")  # fmt: skip
     return table(head, [
         (rung.label + (" (control)" if rung.control else ""),
          "" if rung.control else f"{rung.bits:.2f}", _cast(rung, "kl", ".2e", ".0e"),
-         _cast(rung, "gap", "+.5f", ".5f"), _with_error(rung.row), between(rung.row),
-         verdict(rung.row)) for rung in order
+         _cast(rung, "gap", "+.5f", ".5f"), _counts(rung.row), _with_error(rung.row),
+         between(rung.row), verdict(rung.row)) for rung in order
     ])  # fmt: skip
 
 
@@ -107,6 +107,11 @@ def _cast(rung: Rung, name: str, form: str, error: str) -> str:
         return ""
     found = rung.cast[name]
     return f"{found['mean']:{form}} ± {found['standard_error']:{error}}"
+
+
+def _counts(row: dict[str, Any]) -> str:
+    """Branches of each checkpoint."""
+    return " + ".join(str(count) for count in row["checkpoint_units"] if count)
 
 
 def _with_error(row: dict[str, Any]) -> str:
@@ -190,7 +195,8 @@ def tables(documents: list[dict[str, Any]]) -> list[str]:
             ladder = labels_of("ladder")
             pairs = [row for row in document["pairs"] if {row["a"], row["b"]} <= ladder]
             lines += [*ladder_table(rungs), "", *question_table(pairs), ""]
-            lines += [*dispute_table(document, labels_of("disputes")), ""]
+            if disputed := dispute_table(document, labels_of("disputes")):
+                lines += [*disputed, ""]
             if casts := read_casts(Path(document["path"])):
                 lines += [*cast_question_table(casts, pairs), ""]
                 lines += [*document_table(casts), ""]

@@ -161,4 +161,4 @@ def _steps(axes: Axes, rungs: list["Rung"], controls: list["Rung"]) -> None:
     axes.set_ylim(0.6 - len(rungs), 0.6)
     axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel("gap in loss to BF16\n(thousandths of a nat)")
-    axes.set_title("NVFP4, and its recipe's steps", loc="left", fontsize=13)
+    axes.set_title("NVFP4, step by step", loc="left", fontsize=13)

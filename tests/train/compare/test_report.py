@@ -17,6 +17,7 @@ from train.compare.compare import compare
 from train.compare.overlay import write_overlay
 from train.compare.plot import _branch_names, _draw_branches
 from train.compare.report import MAX_POINTS, _thinned, write_report
+from train.output.figures import save
 from train.runs.run import read_runs
 
 Make = Callable[..., Path]
@@ -158,3 +159,14 @@ def test_an_arm_without_an_interval_is_drawn_without_one(
     _draw_branches(axes, [(found, row) for row in found["rows"]], "bf16", {})
     assert [text.get_text() for text in axes.get_yticklabels()] == [name]
     assert len(axes.containers) == ("no interval" not in name)  # of error bars
+
+
+def test_a_logarithmic_axis_has_numbers_and_no_markup(tmp_path: Path) -> None:
+    """Names of folders may hold a $, so that nothing is read as mathematics."""
+    figure = Figure()
+    axes = figure.subplots()
+    axes.loglog([1, 10, 1000], [1e-6, 1e-3, 1.0])
+    save(figure, tmp_path / "log")
+    texts = re.findall(r"<!-- (.*?) -->", (tmp_path / "log.svg").read_text())
+    assert {"1", "10", "100", "1000", "0.001", "1e\N{MINUS SIGN}06"} <= {*texts}
+    assert not any("$" in text for text in texts)
