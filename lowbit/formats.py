@@ -187,8 +187,8 @@ def block_format(name: str | Mapping[str, Any] | BlockFormat, **changes: Any) ->
             format = name
         case str():
             if (found := named(name)) is None:
-                known = sorted(NAMED | ALIASES)
-                raise ValueError(f"unknown block format {name!r}, expected one of {known}")
+                known = ", ".join(sorted(NAMED))
+                raise ValueError(f"unknown block format {name!r} is none of {known}")
             format = found
         case _:
             format = _from_plain(name)

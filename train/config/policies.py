@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lowbit import LayerPolicy, QuantRecipe
-from train.config import formats as formats  # by name, in YAML
+from train.config.formats import check_formats  # which has YAML take them by name
 from train.config.strict_yaml import read_yaml
 
 SHIPPED = Path(__file__).parents[2] / "configs"  # beside the packages, in a checkout
@@ -16,6 +16,7 @@ BASELINE = "bf16"
 
 def read_policy(plain: dict[str, Any]) -> LayerPolicy:
     """A policy from plain data, as config.yaml holds it."""
+    check_formats(plain)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--policy", type=LayerPolicy)
     policy: LayerPolicy = parser.instantiate(parser.parse_object({"policy": plain})).policy

@@ -17,6 +17,7 @@ from train.config.building import (
     check_nulls,
     check_sections,
 )
+from train.config.formats import check_flagged_formats, check_formats
 from train.config.layers import Layers
 from train.config.policies import check_name, read_policy
 from train.config.strict_yaml import load_yaml, use_strict_yaml
@@ -149,6 +150,8 @@ class RunCLI(LightningCLI):
         layers = Layers.read(args)
         defaults = parser.get_defaults().as_dict()
         check_sections(layers.plain, defaults)
+        check_formats(layers.plain)
+        check_flagged_formats(layers.flags)
         check_given(layers, defaults["trainer"])
         check_flags(layers.flags, parser._option_string_actions)
         self.config = parser.parse_args(layers.arguments())
