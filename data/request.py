@@ -154,3 +154,15 @@ def _datasets() -> Any:
     datasets.disable_progress_bars()
     huggingface_hub.logging.set_verbosity(datasets.logging.CRITICAL)
     return datasets
+
+
+def load_dataset(name: str, config: str | None, split: str) -> Any:
+    """Rows of a hub dataset, a folder of one or a file of JSON lines; ValueError in one line."""
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            return _datasets().load_dataset("json", data_files={split: str(path)}, split=split)
+        return _datasets().load_dataset(str(path) if path.is_dir() else name, config, split=split)
+    except Exception as error:  # of many libraries
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(f"dataset {name} cannot be read: {said}") from None

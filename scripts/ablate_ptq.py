@@ -25,13 +25,15 @@ from lowbit import block_format
 from train.analysis.scores import divergences
 from train.cli import main
 from train.output.tables import table
-from train.quantized.layout import StoredModel
 from train.quantized.linear import StoredLinear
+from train.quantized.model import QuantizedModel, read_quantized
+from train.quantized.module import as_module
 from train.quantized.overlap import refuse_overlap
 from train.stats.intervals import interval
 from train.subjects.models import load_subject
 from train.subjects.text import Text, read_text
 
+SHIFT = ["--inputs", "propagated", "--alpha", "0.25"]
 RTN = "rtn identity absmax"  # what the others are measured by
 
 
@@ -46,25 +48,27 @@ def cells(format: str, which: str) -> dict[str, list[str]]:
     }
     rtn = {RTN: ["--method", "rtn", "--observer", "minmax"]}
     if which == "best":
-        best = {"gptq hadamard after": bases["hadamard"]}
-        return rtn | best | ({"gptq identity after": []} if format == "nvfp4" else {})
+        turned = bases["hadamard"]
+        shifted = {"gptq hadamard after alpha .25": [*turned, *SHIFT]}
+        unturned: dict[str, list[str]] = {"gptq identity after": []}
+        more = {"nvfp4": unturned, "mxfp4": shifted}
+        return rtn | {"gptq hadamard after": turned} | more.get(format, {})
     if which == "refined":
         turned, behind = bases["hadamard"], ["--inputs", "propagated"]
-        more, shift = ["--windows", "33"], ["--alpha", "0.25"]
         return rtn | {
             "gptq hadamard after": turned,
             "gptq hadamard after propagated": [*turned, *behind],
-            "gptq hadamard after alpha .25": [*turned, *behind, *shift],
-            "gptq hadamard after alpha .25 33x512": [*turned, *behind, *shift, *more],
+            "gptq hadamard after alpha .25": [*turned, *SHIFT],
+            "gptq hadamard after alpha .25 33x512": [*turned, *SHIFT, "--windows", "33"],
         }
     found = {
         f"{method} {base} {observer}": [*turned, *searched, "--method", method]
         for method in ("rtn", "gptq")
-        for base, turned in bases.items()
         for observer, searched in observers.items()
+        for base, turned in bases.items()
     }
     shifted = {
-        f"{name} alpha .25": [*flags, "--alpha", "0.25", "--inputs", "propagated"]
+        f"{name} alpha .25": [*flags, *SHIFT]
         for name, flags in found.items()
         if name.startswith("gptq")
     }
@@ -95,9 +99,9 @@ class Judge:
         self.hidden = [base.model(input_ids=w[None, :-1]).last_hidden_state[0] for w in windows]
 
     @torch.no_grad()
-    def scores(self, stored: StoredModel, activations: str) -> list[list[float]]:
+    def scores(self, stored: QuantizedModel, activations: str) -> list[list[float]]:
         """KL of each window, weights alone and with inputs in a format."""
-        model, found = stored.load(), list[list[float]]()
+        model, found = as_module(stored, torch.float32, exported=False), list[list[float]]()
         layers = [module for module in model.modules() if isinstance(module, StoredLinear)]
         for tokens, hidden in zip(self.windows, self.hidden, strict=True):
             reference = self.head(hidden).double().log_softmax(-1)
@@ -167,8 +171,8 @@ def run(args: argparse.Namespace) -> None:
                 where += ["--windows", "16", "--seq-len", "512"]
             if main(["quantize", name, str(out), *where, *flags]):
                 raise SystemExit(2)
-            stored = StoredModel(out)
-            refuse_overlap(stored.document["method"], text.tokens, text.source)
+            stored = read_quantized(out)
+            refuse_overlap(stored.method, text.tokens, text.source)
             result.write_text(json.dumps(judge.scores(stored, format)))
             if args.tidy:
                 shutil.rmtree(out)

@@ -1,10 +1,12 @@
 """Exports inside vLLM on a CPU, beside the decoded BF16 model in transformers; check_vllm.sh runs
 it in an environment of vLLM's own, which lowbit is not installed in.
 
-usage: check_vllm.py BF16_FOLDER EXPORT...
+usage: check_vllm.py BF16_FOLDER EXPORT float32|bfloat16
 
 vLLM's loader, configuration and fusion of q/k/v are the stock ones. Its CPU build has no kernels
-for most of these formats: stand-ins decode the weight it has fused and multiply in BF16.
+for most of these formats: stand-ins decode the weight it has fused to BF16, and multiply it in the
+engine's dtype. In float32 what is left is the order of sums; in bfloat16 two engines round
+different sums to 8 bits: EXPORT = BF16_FOLDER, without any format, shows by how much.
 """
 
 import json
@@ -24,6 +26,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 import vllm
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from vllm.model_executor.kernels import linear as kernels
@@ -91,24 +94,29 @@ def register() -> None:
         print(f"stand-in for {name}: {kernel.__name__}")
 
 
-def prompts(vocabulary: int) -> Tensor:
-    """Token ids; the same for both engines."""
-    return torch.randint(vocabulary, (PROMPTS, LENGTH), generator=torch.Generator().manual_seed(0))
+def prompts(folder: Path, vocabulary: int) -> Tensor:
+    """Token ids [PROMPTS, LENGTH] of a page of ours; random ones without a tokenizer."""
+    if not (folder / "tokenizer.json").exists():
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(vocabulary, (PROMPTS, LENGTH), generator=generator)
+    text = (Path(__file__).parents[1] / "docs" / "numerics.md").read_text(encoding="utf-8")
+    found = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    return torch.tensor(found[: PROMPTS * LENGTH]).view(PROMPTS, LENGTH)
 
 
 @torch.no_grad()
-def of_transformers(folder: Path, ids: Tensor) -> Tensor:
+def of_transformers(folder: Path, ids: Tensor, dtype: str) -> Tensor:
     """Log-probabilities of every token but the first, BF16 weights, [PROMPTS, LENGTH - 1]."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     logits = torch.cat([model(row[None]).logits.float() for row in ids])
     found = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])
     return found.squeeze(-1)
 
 
-def of_vllm(folder: Path, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+def of_vllm(folder: Path, ids: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
     """The same of vLLM, and the weight of the first fused q/k/v as its kernel multiplies it."""
     engine = vllm.LLM(
-        str(folder), dtype="bfloat16", enforce_eager=True, max_model_len=2 * LENGTH,
+        str(folder), dtype=dtype, enforce_eager=True, max_model_len=2 * LENGTH,
         skip_tokenizer_init=True, max_num_seqs=PROMPTS,
     )  # fmt: skip
     asked = [{"prompt_token_ids": row.tolist()} for row in ids]
@@ -125,7 +133,7 @@ def of_vllm(folder: Path, ids: Tensor) -> tuple[Tensor, Tensor | None]:
     def fused(model: nn.Module) -> Tensor | None:
         layer: Any = model.get_submodule(FUSED[0])
         weight = getattr(layer, "decoded", layer.weight if hasattr(layer, "weight") else None)
-        return weight.data.clone() if weight is not None and weight.element_size() == 2 else None
+        return weight.data.bfloat16() if weight is not None and weight.element_size() > 1 else None
 
     (weight,) = engine.apply_model(fused)
     return torch.tensor(found), weight
@@ -142,21 +150,22 @@ def plain_weight(folder: Path) -> Tensor:
 
 def main() -> int:
     """One export a process: vLLM keeps its state for good."""
-    plain, export = map(Path, sys.argv[1:3])
+    plain, export, dtype = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     modules = (vllm, torch, transformers, compressed_tensors)
     print(", ".join(f"{module.__name__} {module.__version__}" for module in modules))
     register()
     config = json.loads((export / "config.json").read_text())
-    ids = prompts(config["vocab_size"])
-    ours = of_transformers(plain, ids)
-    theirs, weight = of_vllm(export, ids)
+    ids = prompts(export, config["vocab_size"])
+    ours = of_transformers(plain, ids, dtype)
+    theirs, weight = of_vllm(export, ids, dtype)
     apart = (ours - theirs).abs()
     equal = "not decoded in advance"
-    if weight is not None:
+    if weight is not None and "quantization_config" in config:  # plain ones the CPU packs its way
         equal = "bit-equal" if torch.equal(weight, plain_weight(plain)) else "DIFFERENT"
+    format = config.get("quantization_config", {"format": "no format"})["format"]
     print(
-        f"{config['quantization_config']['format']}: {apart.numel()} log-probabilities "
-        f"{float(apart.mean()):.4f} apart on average, {float(apart.max()):.4f} at most; "
+        f"{export.name}, {format}, in {dtype}: {apart.numel()} log-probabilities "
+        f"{float(apart.mean()):.6f} apart on average, {float(apart.max()):.5f} at most; "
         f"fused q/k/v {equal}"
     )
     return int(equal == "DIFFERENT")

@@ -2,7 +2,7 @@
 # Our compressed-tensors exports inside vLLM on a CPU, in an environment of vLLM's own.
 # usage: scripts/check_vllm.sh WORK BF16_FOLDER EXPORT [BF16_FOLDER EXPORT]...      (docs/export.md)
 # WORK: a folder for the environment (about 4 GB, made once); then pairs of what `lowbit export` left of
-# one model with --layout bf16 and with --layout compressed-tensors.
+# one model with --layout bf16 and with --layout compressed-tensors. BF16=1: in BF16 too, beside the floor.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n 2,5p "$0"; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
@@ -33,9 +33,13 @@ PY
     touch "$work/complete"
 fi
 failed=0
-while [ $# -ge 2 ]; do
-    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} nice -n 10 "$work/env/bin/python" "$here/check_vllm.py" "$1" "$2" \
+check() {
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} nice -n 10 "$work/env/bin/python" "$here/check_vllm.py" "$@" \
         2> "$work/stderr" || { failed=1; tail -5 "$work/stderr"; }
+}
+while [ $# -ge 2 ]; do
+    check "$1" "$2" float32
+    [ -z "${BF16:-}" ] || { check "$1" "$2" bfloat16; check "$1" "$1" bfloat16; } # its floor: no format
     shift 2
 done
 exit $failed

@@ -11,7 +11,7 @@ from torch import nn
 from lowbit import BlockFormat, QuantLinear, QuantRecipe, Rotation, convert_linears
 from train.analysis.formats import formats_called
 from train.analysis.scores import TOP, Score, evaluate, paired, summary
-from train.analysis.tasks import check_installed, task_rows
+from train.analysis.tasks import Tasks, check_installed, task_rows
 from train.config.notation import HELP as HELP_FORMAT
 from train.export.subject import load_judged
 from train.microscope.layers import other_weights
@@ -62,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fewshot", type=int, metavar="N", help="examples in a task's prompt (default: the task's)"
     )
+    parser.add_argument(
+        "--task-path", type=Path, metavar="DIR",
+        help="task YAML of one's own for --tasks: a stock task's name over local rows, offline",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder for eval.csv and eval.json")
     add_text_arguments(parser, windows=8, seq_len=None, unit=f"a run's own, else {SEQ_LEN}")
 
@@ -100,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         own = subject.vocabulary
         assert own is not None
         for arm, cast in ((model, recipes), *((o, {n: QuantRecipe()}) for n, o in others.items())):
-            tasks += task_rows(arm, own, cast, args.tasks, args.fewshot)
+            tasks += task_rows(arm, own, cast, Tasks(args.tasks, args.fewshot, args.task_path))
         print("\n".join(["", *(table([row]) for row in tasks)]))
     if args.out:
         write(args.out, {"protocol": lines, "rows": rows, "tasks": tasks}, scores)
@@ -113,8 +117,11 @@ def asked(args: argparse.Namespace) -> dict[str, QuantRecipe]:
         check_results_folder(args.out)
     if args.tasks:
         check_installed()
-    elif args.fewshot is not None:
-        raise ValueError(f"--fewshot {args.fewshot} has no effect without --tasks")
+        Tasks(args.tasks, args.fewshot, args.task_path).check()
+    elif args.fewshot is not None or args.task_path is not None:
+        flag = "--fewshot" if args.task_path is None else "--task-path"
+        value = args.fewshot if args.task_path is None else args.task_path
+        raise ValueError(f"{flag} {value} has no effect without --tasks")
     formats = formats_called([name for name in args.formats if name != BASELINE], two_d=True)
     if not args.against and (len(args.model) > 1 or not args.formats):
         raise ValueError("give --formats to cast one MODEL into, or --against a baseline")

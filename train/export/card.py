@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train.export.layouts import Layout
-from train.export.model import QuantizedModel
+from train.quantized.model import QuantizedModel
 
 
 def card(

@@ -11,8 +11,9 @@
 | E4M3, E8M0, g = 32          | mxfp8-quantized      | weight F8_E4M3, weight_scale U8          |
 | E2M1, E4M3, g = 16          | nvfp4-pack-quantized | weight_packed U8, weight_scale F8_E4M3,  |
 |                             |                      | weight_global_scale F32 [1]              |
+| inputs in nvfp4 besides     |                      | input_global_scale F32 [1]               |
 
-The global scale divides: a true scale is the stored one over it. A transform is written as
+A global scale divides: a true scale is the stored one over it. A transform is written as
 `transform_config`, its matrix beside each layer's weight unless it is a Hadamard without signs.
 """
 
@@ -24,10 +25,12 @@ import torch
 from torch import Tensor
 
 from lowbit import BlockFormat, IntFormat, QuantizedTensor, ScaleFormat, ScaleRule
-from lowbit.definition.transforms import Transform
 from lowbit.formats import E2M1, E2M3, E4M3
-from train.export.model import Packed, QuantizedModel
+from train.export.compressed_transforms import transforms
+from train.export.model import Packed
 from train.quantized.layout import StoredLayer
+from train.quantized.model import QuantizedModel
+from train.quantized.reciprocal import divisor
 
 NAME = "compressed-tensors"
 HOLDS = "mxint8, mxint6, mxint4, mxfp8, mxfp6, mxfp4, nvfp4, such integers with BF16 scales"
@@ -104,6 +107,10 @@ def pack(model: QuantizedModel) -> Packed:
     groups: dict[tuple[BlockFormat, BlockFormat | None], list[str]] = {}
     for name, layer in model.layers.items():
         tensors |= {f"{name}.{key}": value for key, value in _tensors(layer.weight).items()}
+        if (inputs := _inputs(layer)) and inputs.scale == ScaleFormat.E4M3:
+            assert layer.input_amax  # or they were none
+            above = torch.tensor([E4M3.max * E2M1.max / layer.input_amax])
+            tensors[f"{name}.input_global_scale"] = above
         groups.setdefault((layer.weight.format, _inputs(layer)), []).append(name)
     schemes = {key: _known(key[0]) for key in groups}
     formats = sorted({scheme.format for scheme in schemes.values()})
@@ -126,7 +133,7 @@ def pack(model: QuantizedModel) -> Packed:
         "global_compression_ratio": None,
     }
     if model.transforms:
-        config["transform_config"], matrices = _transforms(model)
+        config["transform_config"], matrices = transforms(model)
         tensors |= matrices
     return Packed(
         tensors, {"quantization_config": config}, tuple(_notes(model, list(schemes.values())))
@@ -162,64 +169,23 @@ def _tensors(weight: QuantizedTensor) -> dict[str, Tensor]:
         return packed | {"weight_scale": weight.scale}
     return packed | {
         "weight_scale": weight.scale.view(torch.float8_e4m3fn),
-        "weight_global_scale": global_scale(weight.tensor_scale),
+        "weight_global_scale": divisor(weight.tensor_scale),
     }
 
 
-def global_scale(tensor_scale: Tensor | None) -> Tensor:
-    """Its reciprocal, F32 [1]: of the numbers next to it the first under which every E4M3 scale
-    times every E2M1 code is the same BF16 number as under `tensor_scale`.
-    """
-    if tensor_scale is None:
-        return torch.ones(1)
-    scales = torch.tensor(E4M3.values[128:]).reshape(-1, 1)  # positive
-    codes = torch.tensor(E2M1.values[8:])
-    ours = (codes * scales * tensor_scale).bfloat16()
-    near = [nearest := (1 / tensor_scale).reshape(1)]
-    for end in (torch.inf, 0.0):
-        for step in range(2):
-            before = near[-1] if step else nearest
-            near.append(torch.nextafter(before, torch.full_like(before, end)))
-    same = [torch.equal((codes * (scales / n)).bfloat16(), ours) for n in near]
-    return near[same.index(True)] if any(same) else nearest
-
-
 def _inputs(layer: StoredLayer) -> BlockFormat | None:
-    """The layer's activations, if the layout has them."""
-    known = layer.activations is not None and _scheme(layer.activations)
-    is_float = known and not isinstance(layer.activations.element, IntFormat)  # type: ignore[union-attr]
-    plain = is_float and layer.activations.scale == ScaleFormat.E8M0  # type: ignore[union-attr]
-    return layer.activations if plain else None
+    """The layer's activations, if the layout has them: of nvfp4 with a scale from calibration."""
+    format = layer.activations
+    if format is None or _scheme(format) is None or isinstance(format.element, IntFormat):
+        return None
+    return format if format.scale != ScaleFormat.E4M3 or layer.input_amax else None
 
 
 def _activations(format: BlockFormat) -> dict[str, Any]:
-    return _known(format).weights(_block(format)) | {"dynamic": True}
-
-
-def _transforms(model: QuantizedModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`transform_config`, and the matrices of those that are none of its own."""
-    groups: dict[str, Any] = {}
-    tensors: dict[str, Tensor] = {}
-    for number, transform in enumerate(model.transforms):
-        names = [n for n, layer in model.layers.items() if layer.transform == transform]
-        own = is_own(transform)
-        groups[f"T{number}"] = {
-            "type": "hadamard" if own else "random-matrix",
-            "head_dim": transform.size,
-            "apply": [
-                {"targets": names, "location": "weight_input", "inverse": True},
-                {"targets": names, "location": "input"},
-            ],
-        }
-        if not own:
-            stored = {f"{n}.T{number}_input.weight": transform.matrix().clone() for n in names}
-            tensors |= stored
-    return {"config_groups": groups}, tensors
-
-
-def is_own(transform: Transform) -> bool:
-    """Whether it is compressed-tensors' `hadamard`."""
-    return transform.name == "hadamard" and transform.seed is None
+    found = _known(format).weights(_block(format)) | {"dynamic": True}
+    if format.scale == ScaleFormat.E4M3:
+        found |= {"dynamic": "local", "observer": "static_minmax"}  # above the blocks: calibrated
+    return found
 
 
 def _notes(model: QuantizedModel, schemes: list[_Scheme]) -> list[str]:
@@ -232,13 +198,22 @@ def _notes(model: QuantizedModel, schemes: list[_Scheme]) -> list[str]:
             "computes garbage; honoured by compressed_tensors.transform.apply_transform_config and "
             "by lowbit"
         )
-    lost = {layer.activations for layer in model.layers.values()} - {None}
+    lost = {layer.activations for layer in model.layers.values() if layer.activations}
     kept = {_inputs(layer) for layer in model.layers.values()}
     if lost - kept:
         shown = ", ".join(sorted(map(str, lost - kept)))
         notes.append(f"activations stay in BF16: no reader of this layout computes {shown}")
+        if any(f.scale == ScaleFormat.E4M3 and _scheme(f) for f in lost - kept):
+            notes[-1] += (
+                " without the input scale that `lowbit quantize --text` finds (of a run too)"
+            )
     for format in sorted(filter(None, kept), key=str):
-        if format.scale_rule is not (rule := _RULES[format.element]):
+        if format.scale == ScaleFormat.E4M3:
+            notes.append(
+                f"activations: readers take a tensor scale from calibration for {format.name}, "
+                "this model each input's own"
+            )
+        elif format.scale_rule is not (rule := _RULES[format.element]):
             own = getattr(format.scale_rule, "value", None)
             what = f"choose the scales of {format.name} by the rule {rule.value}"
             notes.append(f"activations: readers {what}, this model by {own}")

@@ -8,10 +8,10 @@ from train.export import fp_quant
 from train.export.card import card
 from train.export.folder import check_target, put, seal, staging
 from train.export.layouts import LAYOUTS, Layout, check_holds, write_model
-from train.export.model import QuantizedModel
 from train.export.reload import compare
 from train.export.source import check_finite, is_run, of_quantized, of_run
 from train.quantized.layout import is_ours
+from train.quantized.model import QuantizedModel
 from train.quantized.tensors import write_bytes
 from train.runs.provenance import command_line
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from lowbit import ScaleFormat
 from lowbit.formats import E2M1
-from train.export.compressed_tensors import global_scale
-from train.export.model import Packed, QuantizedModel
+from train.export.model import Packed
 from train.quantized.layout import StoredLayer
+from train.quantized.model import QuantizedModel
+from train.quantized.reciprocal import divisor
 
 NAME = "fp_quant"
 HOLDS = "mxfp4 with transforms of 32, 64, 128 and nvfp4 with those of 16, 32, 64, 128"
@@ -90,7 +91,7 @@ def _tensors(layer: StoredLayer, *, pseudo: bool) -> dict[str, Tensor]:
     if _is_mx(layer):
         above, inputs = torch.ones(1), _MX_ACTIVATIONS
     else:
-        above, inputs = global_scale(weight.tensor_scale), _NV_ACTIVATIONS
+        above, inputs = divisor(weight.tensor_scale), _NV_ACTIVATIONS
     return stored | {
         "forward_hadamard_matrix": matrix.bfloat16(),
         "backward_hadamard_matrix": matrix.bfloat16(),

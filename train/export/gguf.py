@@ -18,8 +18,8 @@ from torch import Tensor
 from lowbit import BlockFormat, IntFormat, QuantizedTensor, ScaleFormat
 from lowbit.formats import E2M1
 from train.export.gguf_file import Stored, Tokens
-from train.export.model import QuantizedModel
 from train.quantized.layout import StoredLayer
+from train.quantized.model import QuantizedModel
 
 NAME = "gguf"
 HOLDS = "mxint8, mxint4, mxfp4 without a transform, of Llama models"

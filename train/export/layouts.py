@@ -8,9 +8,10 @@ from pathlib import Path
 
 from train.export import compressed_tensors, fp_quant, gguf, mxfp8, own, plain
 from train.export.gguf_file import read_tokens, write
-from train.export.model import Packed, QuantizedModel
+from train.export.model import Packed
 from train.export.reload import GGUF_FILE
 from train.quantized.layout import StoredLayer
+from train.quantized.model import QuantizedModel
 from train.quantized.tensors import Entry, write_bytes, write_tensors
 
 Pack = Callable[[QuantizedModel], Packed]

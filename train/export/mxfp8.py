@@ -4,8 +4,9 @@ import torch
 
 from lowbit import ScaleFormat
 from lowbit.formats import E4M3
-from train.export.model import Packed, QuantizedModel
+from train.export.model import Packed
 from train.quantized.layout import StoredLayer
+from train.quantized.model import QuantizedModel
 
 NAME = "mxfp8"
 HOLDS = "mxfp8 without a transform"

@@ -1,7 +1,8 @@
 """Our own layout, as `lowbit quantize` leaves it: every format, nothing lost."""
 
-from train.export.model import Packed, QuantizedModel
+from train.export.model import Packed
 from train.quantized.layout import DOCUMENT, FORMAT_VERSION
+from train.quantized.model import QuantizedModel
 
 NAME = "lowbit"
 HOLDS = "every format, transform and format of activations"

@@ -1,7 +1,8 @@
 """Plain Hugging Face weights in BF16: what every reader loads, with the weights' error alone."""
 
-from train.export.model import Packed, QuantizedModel, plain_weight
+from train.export.model import Packed, plain_weight
 from train.quantized.layout import StoredLayer
+from train.quantized.model import QuantizedModel
 
 NAME = "bf16"
 HOLDS = "every format, decoded; transforms are undone"

@@ -20,9 +20,9 @@ from lowbit.definition.rotation import hadamard
 from train.checkpoints.folder import verify_checkpoint
 from train.export import compressed_tensors, fp_quant, gguf, mxfp8, plain
 from train.export.folder import read_mark
-from train.export.model import QuantizedModel, plain_weight
-from train.export.module import as_module, before, empty, filled
-from train.quantized.layout import StoredModel
+from train.export.model import plain_weight
+from train.quantized.model import QuantizedModel, read_quantized
+from train.quantized.module import as_module, before, empty, filled
 from train.subjects.gguf import read_gguf
 from train.subjects.gguf_llama import llama_of
 
@@ -68,7 +68,7 @@ def reload(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Reloaded:
         case fp_quant.NAME:
             return Reloaded(_fp_quant(folder, dtype), "lowbit, which leaves activations unrounded")
         case "lowbit":
-            return Reloaded(StoredModel(folder).load(dtype), "lowbit")
+            return Reloaded(as_module(read_quantized(folder), dtype, exported=False), "lowbit")
     raise ValueError(f"{folder}: unknown layout {layout!r}")
 
 

@@ -1,50 +1,35 @@
 """Where an export comes from: what `lowbit quantize` left, or a run under a recipe (QAT)."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import Tensor
 
 from data.vocabulary import Vocabulary
 from lowbit import QuantizedTensor, QuantRecipe, ScaleFormat, quantize, rotate
 from lowbit.definition.transforms import Transform
 from train.config.policies import read_policy
-from train.export.model import QuantizedModel, fused
-from train.quantized.layout import StoredLayer, StoredModel
-from train.quantized.on_meta import parameters_on_meta
+from train.quantized.layout import StoredLayer
+from train.quantized.model import (
+    QuantizedModel,
+    fused,
+    linear_names,
+    plain_config,
+    read_quantized,
+)
+from train.quantized.reciprocal import divisible, is_nvfp4
 from train.runs.record import has_record, read_config, read_record
 from train.subjects.models import load_subject
-
-FILES = re.compile(
-    r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|.+\.model"
-    r"|chat_template\..+|generation_config\.json"
-)
 
 
 def of_quantized(folder: Path) -> QuantizedModel:
     """What `lowbit quantize` left; ValueError for a damaged folder."""
-    stored = StoredModel(folder)
-    settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with parameters_on_meta():
-        make: Any = AutoModelForCausalLM.from_config
-        empty = make(settings)
-    layers = {name: _without_identity(stored.layer(name)) for name in stored.layers}
-    source = stored.document.get("source") or str(folder)
-    return QuantizedModel(
-        source=str(source["model"] if isinstance(source, dict) and "model" in source else source),
-        config=plain_config(empty),
-        layers=layers,
-        others=dict(stored.others()),
-        kept=tuple(name for name in linear_names(empty) if name not in layers),
-        files=small_files(folder),
-        method=stored.document.get("method") or {},
-    )
+    model = read_quantized(folder)
+    layers = {name: _without_identity(layer) for name, layer in model.layers.items()}
+    return replace(model, layers=layers)
 
 
 def _without_identity(layer: StoredLayer) -> StoredLayer:
@@ -120,6 +105,8 @@ def round_together(weights: Mapping[str, Tensor], recipe: QuantRecipe) -> dict[s
         whole, transform = rotate(whole, rotation), Transform.of(rotation)
     rows = [len(weight) for weight in weights.values()]
     made = along_rows(quantize(whole, format), rows)
+    if is_nvfp4(made.format) and made.tensor_scale is not None:
+        made = replace(made, tensor_scale=divisible(made.tensor_scale))
     codes, scales = torch.split(made.codes, rows), torch.split(made.scale, rows)
     return {
         name: StoredLayer(
@@ -141,27 +128,6 @@ def along_rows(made: QuantizedTensor, rows: Sequence[int]) -> QuantizedTensor:
     scale = made.scale.repeat_interleave(height, 0)[: sum(rows)]
     format = replace(made.format, block_size=width)
     return QuantizedTensor(made.codes, scale, made.tensor_scale, format, -1)
-
-
-def plain_config(model: nn.Module) -> dict[str, Any]:
-    """config.json of a BF16 model of this architecture."""
-    config: Any = model.config
-    plain = json.loads(config.to_json_string(use_diff=False))
-    plain |= {"dtype": "bfloat16", "architectures": [type(model).__name__], "use_cache": True}
-    for name in ("_name_or_path", "quantization_config"):
-        plain.pop(name, None)
-    return dict(plain)
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """Of all linear layers."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-
-
-def small_files(folder: Path) -> dict[str, bytes]:
-    """Tokenizer, chat template and generation settings that lie in a folder."""
-    found = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    return {path.name: path.read_bytes() for path in found if FILES.fullmatch(path.name)}
 
 
 def _tokenizer_files(vocabulary: Vocabulary | None) -> dict[str, bytes]:

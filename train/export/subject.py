@@ -8,7 +8,9 @@ from data.pretrained import load_vocabulary
 from data.vocabulary import Vocabulary
 from train.export.folder import read_mark
 from train.export.reload import reload
-from train.quantized.layout import StoredModel, is_ours
+from train.quantized.layout import is_ours
+from train.quantized.model import read_quantized
+from train.quantized.module import as_module
 from train.subjects.models import Subject, check_finite, load_subject
 
 
@@ -24,9 +26,9 @@ def load_judged(name: str, cache: Path) -> Subject:
 def _exported(folder: Path) -> Subject | None:
     """None for a model of another kind."""
     if is_ours(folder):
-        stored = StoredModel(folder)
-        model, source = stored.load(torch.float32), f"{folder} (lowbit)"
-        return Subject(model, _vocabulary(folder), source, method=stored.document["method"])
+        stored = read_quantized(folder)
+        model, source = as_module(stored, torch.float32, exported=False), f"{folder} (lowbit)"
+        return Subject(model, _vocabulary(folder), source, method=stored.method)
     if (mark := read_mark(folder)) is not None:
         read = reload(folder, torch.bfloat16)
         source = f"{folder} ({mark['layout']}, read by {read.reader})"

@@ -119,6 +119,11 @@ def check_source(source: str, config: LlamaConfig) -> None:
 
 def _check(config: LlamaConfig) -> None:
     """What LlamaConfig accepts and LlamaForCausalLM cannot run."""
+    if config.pad_token_id is not None:
+        raise ValueError(
+            f"model.llama.pad_token_id={config.pad_token_id} would keep that token's embedding at "
+            "0: windows are never padded, leave it out"
+        )
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or 0
     if min(heads, kv_heads, config.vocab_size, config.num_hidden_layers) < 1:
         raise ValueError(f"heads, kv heads, vocabulary and layers must be positive: {config}")

@@ -82,11 +82,6 @@ class PretrainModule(LightningModule):
         own = {"model.keep.quantized_weights": keep.quantized_weights, "seed=step": policy.redraws}
         if compile_blocks and (taken := [what for what, is_on in own.items() if is_on]):
             raise ValueError(f"{taken[0]} with model.compile_blocks: one of them")
-        if llama.pad_token_id is not None:
-            raise ValueError(
-                f"model.llama.pad_token_id={llama.pad_token_id} would keep that token's embedding "
-                "at 0: windows are never padded, leave it out"
-            )
         self.control, self.backend, self.keep = control, backend, keep
         policy = with_keys(policy) if control == "noise" else policy
         self.policy, self.optimization = policy, optimization
@@ -187,9 +182,7 @@ class PretrainModule(LightningModule):
     def mean_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Over the tokens that count, nats."""
         with self.reuse:
-            if self.teacher is not None:
-                return self.teacher.loss(self.model, batch)
-            return mean_loss(self.model, batch)
+            return (self.teacher.loss if self.teacher else mean_loss)(self.model, batch)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.ptq.calibration import add_calibration_arguments, calibration
 from train.ptq.request import Method, add_method_arguments, read_method
 from train.ptq.skeleton import Skeleton, readers
 from train.ptq.solve import Found, solve
@@ -22,7 +23,7 @@ from train.quantized.layout import StoredLayer, write
 from train.quantized.overlap import fingerprints
 from train.quantized.tensors import Entry
 from train.subjects.models import HELP
-from train.subjects.text import Text, add_text_arguments, read_text
+from train.subjects.text import Text
 
 Said = dict[str, dict[str, Any]]  #: of layers, by name
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=HELP)
     parser.add_argument("out", metavar="OUT", type=Path, help="new folder for what comes out")
     add_method_arguments(parser)
-    add_text_arguments(parser, windows=16, seq_len=512, split="train")
+    add_calibration_arguments(parser)
 
 
 @torch.no_grad()
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     source = open_source(args.model, args.cache)
     skeleton = Skeleton(source)
     check_widths(skeleton, method)
-    text = _calibration(source, args) if method.calibrates or args.text else None
+    text = calibration(source, args, needed=method.calibrates)
     request = {
         "source": {"model": source.name, "sha256": source.sha256},
         "method": method.resolved() | {"calibration": text and _said_of(text)},
@@ -145,14 +146,6 @@ def _stored(block: nn.Module, prefix: str, layers: Mapping[str, StoredLayer]) ->
     finally:
         for name, module in before.items():
             put(name, module)
-
-
-def _calibration(source: Source, args: argparse.Namespace) -> Text:
-    text = read_text(source.subject, args, split="train")
-    most, vocabulary = int(text.tokens.max()), source.config.get_text_config().vocab_size
-    if most >= vocabulary:
-        raise ValueError(f"{text.source} has the token {most}, {source.name} only {vocabulary}")
-    return text
 
 
 def _said_of(text: Text) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lowbit.ptq.gptq import relative_error
 from train.ptq.request import Method
 from train.ptq.streams import Group, Moments
 from train.quantized.layout import StoredLayer
+from train.quantized.reciprocal import divisible, is_nvfp4
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def _solve(
         )
     importance = hessian.diagonal() if hessian is not None and method.is_weighted else None
     scales = observe(target, method.format, method.scales(), importance)
+    if is_nvfp4(method.format) and scales.tensor is not None:
+        scales = replace(scales, tensor=divisible(scales.tensor))
     if method.method == "gptq":
         assert hessian is not None
         solved = gptq(target, hessian, method.format, scales, solver)

@@ -79,6 +79,8 @@ def _from_subject(subject: Subject) -> Source:
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
         files["tokenizer.json"] = vocabulary.json.encode()
         files["tokenizer_config.json"] = json.dumps(kind).encode()
+        if subject.chat_template:
+            files["chat_template.jinja"] = subject.chat_template.encode()
     entries = {key: Entry.of(key, tensor) for key, tensor in held.items()}
     return Source(subject.source, model.config, entries, held, files, weights_hash(model), subject)
 

@@ -46,6 +46,7 @@ class Subject:
     seq_len: int | None = None  #: of its run
     precision: str | None = None  #: of its run's trainer
     method: Mapping[str, Any] = field(default_factory=dict)  #: how it was quantized
+    chat_template: str | None = None  #: of a GGUF file; a folder's lies in it
 
 
 def load_subject(name: str, cache: Path) -> Subject:
@@ -92,11 +93,12 @@ def _loaded(name: str, cache: Path) -> Subject:
 
 def _from_gguf(file: GGUF) -> Subject:
     source = f"{file.source} (GGUF, {file.types}, dequantised to FP32)"
+    template = file.metadata.get("tokenizer.chat_template")
     try:
         vocabulary = vocabulary_of(file)
     except ValueError:
         return Subject(llama_of(file), None, source)
-    return Subject(llama_of(file), vocabulary, source)
+    return Subject(llama_of(file), vocabulary, source, chat_template=template)
 
 
 def _from_run(run: Path, checkpoint: Path | None) -> Subject:

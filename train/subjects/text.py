@@ -41,7 +41,7 @@ def add_text_arguments(
     parser: argparse.ArgumentParser,
     windows: int,
     seq_len: int | None,
-    unit: str = "%(default)s",
+    unit: str | None = None,
     split: SplitName = "val",
 ) -> None:
     """`unit`: the words for the default of --seq-len; `split`: that of prepared data."""
@@ -51,9 +51,9 @@ def add_text_arguments(
         f" the {split} split is taken (default: a run's own data, else wiki)",
     )
     parser.add_argument("--tokenizer", help="file, folder or hub id (default: the model's own)")
-    parser.add_argument("--windows", type=int, default=windows, help="default: %(default)s")
+    parser.add_argument("--windows", type=int, default=windows, help=f"default: {windows}")
     parser.add_argument(
-        "--seq-len", type=int, default=seq_len, help=f"tokens a window (default: {unit})"
+        "--seq-len", type=int, default=seq_len, help=f"tokens a window (default: {unit or seq_len})"
     )
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache"), help="folder for downloaded wheels"

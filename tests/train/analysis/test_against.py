@@ -11,9 +11,8 @@ from lowbit import quantize
 from train.cli import main
 from train.export.folder import put, seal, staging
 from train.export.layouts import LAYOUTS, write_model
-from train.export.model import QuantizedModel
-from train.export.source import linear_names, plain_config
 from train.quantized.layout import StoredLayer
+from train.quantized.model import QuantizedModel, linear_names, plain_config
 
 
 @pytest.fixture

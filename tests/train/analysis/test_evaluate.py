@@ -90,6 +90,10 @@ def test_windows_are_the_texts_own_tokens(tiny_model: Path, text: Path) -> None:
         (["--formats", "mxint8", "--skip", "nothing"], "'nothing' matches no linear layer"),
         (["--formats", "mxint8", "--windows", "9999"], "fewer than 9999 windows"),
         (["--formats", "mxint8", "--fewshot", "5"], "--fewshot 5 has no effect without --tasks"),
+        (
+            ["--formats", "mxint8", "--task-path", "t"],
+            "--task-path t has no effect without --tasks",
+        ),
     ],
 )
 def test_bad_input_is_one_line(

@@ -11,9 +11,8 @@ from lowbit import BlockFormat, quantize
 from lowbit.definition.transforms import Transform, transformed
 from train.export.folder import seal, staging
 from train.export.layouts import LAYOUTS, check_holds, write_model
-from train.export.model import QuantizedModel
-from train.export.source import linear_names, plain_config
 from train.quantized.layout import StoredLayer
+from train.quantized.model import QuantizedModel, linear_names, plain_config
 
 
 @pytest.fixture(scope="session")

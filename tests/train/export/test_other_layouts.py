@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data.vocabulary import byte_vocabulary, trained_vocabulary
 from lowbit import block_format
 from lowbit.definition.transforms import Transform
-from train.export.module import as_module
 from train.export.reload import compare, read_tensors
 from train.quantized.layout import StoredLayer
+from train.quantized.module import as_module
 from train.subjects.gguf import read_gguf
 from train.subjects.gguf_llama import llama_of, vocabulary_of
 

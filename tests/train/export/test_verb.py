@@ -16,7 +16,7 @@ from train.export import export as verb
 from train.export.folder import read_mark
 from train.export.layouts import LAYOUTS, write_model
 from train.export.source import of_run
-from train.quantized.layout import StoredModel
+from train.quantized.model import read_quantized
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_what_quantize_left_becomes_every_layout_that_holds_it(
         ):
             assert words in card
     assert "reloaded by lowbit: 14 weights equal" in capsys.readouterr().out
-    again, first = StoredModel(tmp_path / "lowbit"), StoredModel(out)
+    again, first = read_quantized(tmp_path / "lowbit"), read_quantized(out)
     for name in first.layers:
-        assert torch.equal(again.layer(name).weight.codes, first.layer(name).weight.codes)
+        assert torch.equal(again.layers[name].weight.codes, first.layers[name].weight.codes)
     assert main(["export", str(out), str(target), "--layout", "bf16"]) == 0  # over an export
     assert read_mark(target)["layout"] == "bf16" and not (target / "quantization.json").exists()  # type: ignore[index]
 

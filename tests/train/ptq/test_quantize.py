@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from lowbit import Transform, block_format, fake_quantize, transformed
 from lowbit.ptq import Observer, Order, Search, Solver, gptq, observe
-from train.quantized.layout import StoredModel
+from train.quantized.layout import DOCUMENT
+from train.quantized.model import read_quantized
+from train.quantized.module import as_module
 
 Quantize = Callable[..., int]
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -59,7 +61,7 @@ def test_gptq_of_each_kind_of_decoder(
     folder, turned, format = make_model(kind), Transform("hadamard", 32), block_format("nvfp4")
     flags = ["--format", "nvfp4", "--transform", "hadamard", "--transform-size", "32"]
     assert quantize(folder, tmp_path / "out", *flags) == 0
-    stored, model = StoredModel(tmp_path / "out"), _model(folder)
+    stored, model = read_quantized(tmp_path / "out"), _model(folder)
     hessians = _hessians(model, _windows(text), lambda x: transformed(x, turned))
     assert len(stored.layers) == 21
     for block in range(3):
@@ -70,10 +72,10 @@ def test_gptq_of_each_kind_of_decoder(
             h = hessians[names[0]]
             scales = observe(weight, format, Observer(Search.AFTER), h.diagonal())
             found = gptq(weight, h, format, scales, Solver(Order.ACTIVATION)).weight
-            codes = torch.cat([stored.layer(name).weight.codes for name in names])
+            codes = torch.cat([stored.layers[name].weight.codes for name in names])
             assert torch.equal(codes, found.codes), names
-            assert len({stored.layer(name).weight.tensor_scale.item() for name in names}) == 1
-    others = dict(stored.others())
+            assert len({stored.layers[name].weight.tensor_scale.item() for name in names}) == 1
+    others = stored.others
     for name, parameter in model.named_parameters():
         if name.removesuffix(".weight") not in stored.layers:
             assert torch.equal(others[name], parameter)
@@ -85,17 +87,18 @@ def test_rounding_to_nearest_needs_no_text_and_fuses_the_tensor_scale(
     folder = make_model()
     flags = ["--format", "nvint4", "--method", "rtn", "--observer", "minmax"]
     assert quantize(folder, tmp_path / "out", *flags, calibrated=False) == 0
-    stored, model = StoredModel(tmp_path / "out"), _model(folder)
-    assert stored.document["method"]["calibration"] is None
+    stored, model = read_quantized(tmp_path / "out"), _model(folder)
+    assert stored.method["calibration"] is None
     for group in READERS:
         names = [f"model.layers.1.{name}" for name in group]
         whole = torch.cat([model.get_submodule(name).weight.detach() for name in names])
         expected = fake_quantize(whole, "nvint4") + 0.0
-        found = torch.cat([stored.layer(name).weight.dequantize() for name in names])
+        found = torch.cat([stored.layers[name].weight.dequantize() for name in names])
         assert torch.equal(found, expected)
         error = float((expected - whole)[: len(model.get_submodule(names[0]).weight)].norm())
         size = float(model.get_submodule(names[0]).weight.detach().norm())
-        said = stored.document["layers"][names[0]]["error"]
+        document = json.loads((tmp_path / "out" / DOCUMENT).read_text())
+        said = document["layers"][names[0]]["error"]
         assert said == pytest.approx((error / size) ** 2, rel=1e-4)
 
 
@@ -107,8 +110,8 @@ def test_later_blocks_see_what_earlier_ones_became(
     flags = ["--format", "mxfp4", "--activations", "mxint8", "--inputs", "quantized"]
     flags += ["--transform", "dct", "--transform-size", "32"]
     assert quantize(folder, tmp_path / "out", *flags) == 0
-    stored, model = StoredModel(tmp_path / "out"), _model(folder)
-    model.model.layers[0] = stored.load().model.layers[0]
+    stored, model = read_quantized(tmp_path / "out"), _model(folder)
+    model.model.layers[0] = as_module(stored, torch.float32, exported=False).model.layers[0]
     name = "model.layers.1.self_attn.q_proj"
 
     def see(x: torch.Tensor) -> torch.Tensor:
@@ -121,7 +124,7 @@ def test_later_blocks_see_what_earlier_ones_became(
     weight = transformed(weight, turned, inverse_transpose=True)
     scales = observe(weight, format, Observer(Search.AFTER), h.diagonal())
     found = gptq(weight, h, format, scales, Solver()).weight
-    codes = torch.cat([stored.layer(each).weight.codes for each in names])
+    codes = torch.cat([stored.layers[each].weight.codes for each in names])
     assert torch.equal(codes, found.codes)
 
 
@@ -138,7 +141,9 @@ def test_eight_bits_in_any_basis_compute_what_the_model_did(
     ids = torch.arange(40)[None]
     with torch.no_grad():
         expected = _model(folder)(input_ids=ids).logits
-        found = StoredModel(tmp_path / "out").load()(input_ids=ids).logits
+        found = as_module(read_quantized(tmp_path / "out"), torch.float32, exported=False)(
+            input_ids=ids
+        ).logits
     assert float((found - expected).norm() / expected.norm()) < most
 
 
@@ -150,10 +155,10 @@ def test_a_shift_towards_full_precision_inputs(
     flags = ["--format", "mxfp4", "--activations", "mxfp4", "--inputs", "quantized"]
     assert quantize(folder, tmp_path / "0", *flags) == 0
     assert quantize(folder, tmp_path / "25", *flags, "--alpha", "0.25") == 0
-    plain, shifted = StoredModel(tmp_path / "0"), StoredModel(tmp_path / "25")
-    assert (plain.document["method"]["alpha"], shifted.document["method"]["alpha"]) == (0.0, 0.25)
+    plain, shifted = read_quantized(tmp_path / "0"), read_quantized(tmp_path / "25")
+    assert (plain.method["alpha"], shifted.method["alpha"]) == (0.0, 0.25)
     for name in plain.layers:
-        assert not torch.equal(plain.layer(name).weight.codes, shifted.layer(name).weight.codes)
+        assert not torch.equal(plain.layers[name].weight.codes, shifted.layers[name].weight.codes)
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
@@ -204,7 +209,7 @@ def test_a_recipes_fields_are_the_flags(
     assert quantize(make_model(), out, *flags, calibrated=False) == 0
     method = json.loads((out / "quantization.json").read_text())["method"]
     assert (method["method"], method["observer"], method["search"]) == ("rtn", "mse", "after")
-    assert StoredModel(out).layer("model.layers.0.mlp.up_proj").weight.format == block_format(
+    assert read_quantized(out).layers["model.layers.0.mlp.up_proj"].weight.format == block_format(
         "mxfp4", scale_rule=type(block_format("mxfp4").scale_rule)("floor")
     )
 
@@ -218,8 +223,8 @@ def test_every_recipe_works(
 ) -> None:
     wide = make_model(hidden_size=128, intermediate_size=256, num_hidden_layers=1, head_dim=32)
     assert quantize(wide, tmp_path / "out", "--recipe", str(recipe)) == 0
-    found = StoredModel(tmp_path / "out")
-    assert all(0 < one["error"] < 0.05 for one in found.document["layers"].values())
+    said = json.loads((tmp_path / "out" / DOCUMENT).read_text())["layers"]
+    assert all(0 < one["error"] < 0.05 for one in said.values())
 
 
 def test_there_are_recipes() -> None:

@@ -1,5 +1,6 @@
 """What `lowbit quantize` refuses: one line, exit code 2, nothing written."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from train.cli import main
-from train.quantized.layout import StoredModel
+from train.quantized.model import read_quantized
 from train.quantized.overlap import LENGTH, fingerprints, refuse_overlap
 
 FLAGS = [
@@ -194,7 +195,7 @@ def test_text_of_the_calibration_is_no_text_to_evaluate_on(
 ) -> None:
     model = make_model(num_hidden_layers=1)
     assert quantize(model, tmp_path / "out", "--format", "mxfp4") == 0
-    method = StoredModel(tmp_path / "out").document["method"]
+    method = read_quantized(tmp_path / "out").method
     tokens = torch.tensor(list(text.read_bytes()))
     start = (len(tokens) + 1 - 49) // 5  # where the first window begins
     for shift in (-30, 0, 7):
@@ -217,6 +218,24 @@ def test_eval_refuses_the_text_of_the_calibration_for_what_was_quantized_and_exp
         capsys.readouterr()
         assert main([*command, "--tokenizer", "bytes", "--windows", "9", "--seq-len", "240"]) == 2
         assert "that the model was calibrated on" in capsys.readouterr().err
+
+
+def test_eval_judges_what_quantize_left(
+    make_model: Callable[..., Path], quantize: Callable[..., int], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """On another text; GPTQ's 8-bit weights beside a cast of the same model into 4 bits."""
+    model, out = make_model(num_hidden_layers=1), tmp_path / "out"
+    other = tmp_path / "other.txt"
+    other.write_text("".join(f"Nothing of {i} is said here, nor of {i + 7}.\n" for i in range(200)))
+    assert quantize(model, out, "--format", "mxint8") == 0
+    where = ["--text", str(other), "--tokenizer", "bytes", "--windows", "3", "--seq-len", "64"]
+    command = ["eval", str(out), "--against", str(model), *where, "--formats", "mxint4"]
+    capsys.readouterr()
+    assert main([*command, "--weight-only", "--out", str(tmp_path / "eval")]) == 0
+    assert f"{out} (lowbit)" in capsys.readouterr().out
+    rows = {r["format"]: r for r in json.loads((tmp_path / "eval/eval.json").read_text())["rows"]}
+    assert rows["bf16"]["KL"] == 0 < rows[str(out)]["KL"] < rows["mxint4"]["KL"] / 20
 
 
 def test_fingerprints_are_of_runs_wherever_they_lie() -> None:

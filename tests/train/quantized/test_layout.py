@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from lowbit import IntFormat, block_format, fake_quantize, quantize
 from lowbit.definition.transforms import NAMES, Transform, transformed
 from train.quantized import tensors
-from train.quantized.layout import StoredLayer, StoredModel, write
+from train.quantized.layout import StoredLayer, write
+from train.quantized.model import read_quantized
+from train.quantized.module import as_module
 from train.quantized.tensors import Entry, entries_of
 
 FORMATS = ("mxint8", "mxfp6", "mxfp4", "nvfp4", "nvint4", "int8")
@@ -56,14 +58,14 @@ def test_a_stored_model_computes_what_the_definition_does(
 ) -> None:
     transform = Transform("hadamard", 16, 5)
     layers = _stored(model, tmp_path / "out", format, transform)
-    found = StoredModel(tmp_path / "out")
+    found = read_quantized(tmp_path / "out")
     for name, layer in layers.items():
-        read = found.layer(name)
+        read = found.layers[name]
         assert torch.equal(read.weight.codes, layer.weight.codes)
         assert torch.equal(read.weight.dequantize(), layer.weight.dequantize())
         assert (read.weight.format, read.transform) == (layer.weight.format, transform)
     ids = torch.arange(20)[None]
-    computed = found.load()(input_ids=ids).logits
+    computed = as_module(found, torch.float32, exported=False)(input_ids=ids).logits
 
     def witness(module: nn.Linear, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (fake_quantize(transformed(inputs[0], transform), "mxint8"),)
@@ -79,7 +81,7 @@ def test_a_stored_model_computes_what_the_definition_does(
 def test_a_reload_gives_the_same_matrix(model: LlamaForCausalLM, tmp_path: Path, name: str) -> None:
     transform = _transform(name)
     _stored(model, tmp_path / "out", "mxfp4", transform)
-    read = StoredModel(tmp_path / "out").layer("model.layers.1.mlp.up_proj").transform
+    read = read_quantized(tmp_path / "out").layers["model.layers.1.mlp.up_proj"].transform
     assert read is not None and torch.equal(read.matrix(), transform.matrix())
     assert read.is_stored == (read.given is not None)
 
@@ -114,4 +116,4 @@ def test_a_damaged_folder_is_refused(model: LlamaForCausalLM, tmp_path: Path, da
     path = tmp_path / "out" / damage
     path.write_bytes(path.read_bytes()[:-1] + b" ")
     with pytest.raises(ValueError, match=f"{damage} is not what was written"):
-        StoredModel(tmp_path / "out")
+        read_quantized(tmp_path / "out")

@@ -8,15 +8,24 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from train.export.model import QuantizedModel, turned
+from lowbit.definition.blocks import from_blocks, to_blocks
+from train.quantized.model import QuantizedModel
 from train.quantized.on_meta import parameters_on_meta
 
 
-def as_module(model: QuantizedModel, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """The model as engines have it: decoded weights in `dtype`, behind transforms and activation
-    formats, all other tensors rounded to BF16.
+def as_module(
+    model: QuantizedModel, dtype: torch.dtype = torch.bfloat16, *, exported: bool = True
+) -> nn.Module:
+    """A transformers model in eval mode: decoded weights in `dtype`, behind transforms and
+    activation formats. `exported`: all other tensors are rounded to BF16 first, as engines have
+    them; else they are what they were.
     """
-    state = {name: tensor.bfloat16().to(dtype) for name, tensor in model.others.items()}
+    state = {
+        name: (tensor.bfloat16() if exported else tensor).to(dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in model.others.items()
+    }
     module = empty(model.config, dtype)
     for name, layer in model.layers.items():
         parent, _, child = name.rpartition(".")
@@ -51,3 +60,9 @@ def before(layer: nn.Module, matrix: Tensor) -> None:
         return (turned(inputs[0], matrix).to(inputs[0].dtype), *inputs[1:])
 
     layer.register_forward_pre_hook(prepared)
+
+
+def turned(x: Tensor, matrix: Tensor) -> Tensor:
+    """`x` times `matrix` in FP32, on each run of its size along the last axis."""
+    blocks, inside = to_blocks(x.float(), len(matrix), -1)
+    return from_blocks(blocks @ matrix.to(x.device), inside, tuple(x.shape))
