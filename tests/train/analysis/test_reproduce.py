@@ -17,8 +17,9 @@ from train.reproduce.claims import (
     qsnr,
 )
 from train.reproduce.claims_model import EARLIER, _order_claims
+from train.reproduce.claims_nvint8 import nvint8_claims
 from train.reproduce.clipping import Size, clipping_claims
-from train.reproduce.nvint8 import FORMATS, study
+from train.reproduce.nvint8 import DATA, FORMATS, study, tabled
 from train.reproduce.reproduce import _report
 
 
@@ -56,13 +57,21 @@ def test_a_difference_without_a_reason_is_refused() -> None:
 
 def test_the_report_holds_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claims = [*formats(), *clipping_claims(Size(64, 1, 2, 2, (32,)))]
-    measured = study(4096)
+    found = study(2, 16 * 1024)
+    measured = tabled(found)
     args = argparse.Namespace(out=tmp_path / "out", fast=True, model="none")
     _report(args, claims, measured, {"all": 1.0})
     document = json.loads((tmp_path / "out/reproduce.json").read_text())
-    assert len(document["rows"]) == 9 and len(document["nvint8"]) == 3 * len(FORMATS)
+    assert len(document["rows"]) == 9 and len(document["nvint8"]) == len(DATA) * len(FORMATS)
     printed = capsys.readouterr().out
     assert "8 of 9 rows agree" in printed and "not resolved" in printed
     markdown = (tmp_path / "out/reproduce.md").read_text()
-    assert markdown.count("\n| ") == 1 + 9 + 1 + 18
+    assert markdown.count("\n| ") == 1 + 9 + 1 + len(measured)
     assert all(row["bits"] > 4 and row["MSE"] > 0 for row in measured)
+
+    rows = {claim.what: claim for claim in nvint8_claims(found)}
+    assert len(rows) == 6 + 6 + 2 + 10 + 16
+    convention = [claim.agrees for what, claim in rows.items() if "max - min" in what]
+    question = {what: claim.agrees for what, claim in rows.items() if " over mxint8" in what}
+    assert convention == [True, True] and len(question) == 16
+    assert {what for what, wins in question.items() if wins} == {w for w in question if "up" in w}
