@@ -1,8 +1,10 @@
 """Scales by rule: what each wins, 4/6 done independently, and any format in exact arithmetic."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -87,24 +89,33 @@ def test_four_over_six_equals_an_independent_one() -> None:
     assert 0.2 < (at_four < at_six).mean() < 0.6
 
 
+POWERS = [Fraction(2) ** e for e in range(-127, 128)]
+
+
 def _fp32(exact: Fraction) -> Fraction:
     """Rounded to FP32, to nearest even; no overflow occurs here."""
     if exact == 0:
         return exact
-    exponent = max((abs(exact.numerator)).bit_length() - exact.denominator.bit_length() - 1, -126)
-    while abs(exact) >= Fraction(2) ** (exponent + 1):
-        exponent += 1
-    ulp = Fraction(2) ** (exponent - 23)
+    ulp = Fraction(2) ** (max(_exponent(abs(exact)), -126) - 23)
     return round(exact / ulp) * ulp
+
+
+def _exponent(x: Fraction) -> int:
+    """Of the largest power of two that is not above `x` > 0."""
+    guess = x.numerator.bit_length() - x.denominator.bit_length()
+    return guess if Fraction(2) ** guess <= x else guess - 1
 
 
 def _nearest(y: Fraction, values: list[Fraction], half_away: bool) -> Fraction:
     """Of ascending magnitudes: saturates; a tie goes to the even code, or away from zero."""
     size = abs(y)
-    at = min(range(len(values)), key=lambda i: (abs(values[i] - size), -i if half_away else i % 2))
+    above = bisect_left(values, size)
+    beside = range(max(above - 1, 0), min(above + 1, len(values)))
+    at = min(beside, key=lambda i: (abs(values[i] - size), -i if half_away else i % 2))
     return -values[at] if y < 0 else values[at]
 
 
+@cache
 def _magnitudes(grid: Any) -> list[Fraction]:
     if grid == ScaleFormat.BF16:
         raise NotImplementedError
@@ -153,10 +164,7 @@ def _by_rule(format: BlockFormat, near: Fraction, up: Fraction, down: Fraction) 
 
 
 def _bf16_step(x: Fraction) -> Fraction:
-    exponent = -126
-    while x >= Fraction(2) ** (exponent + 1):
-        exponent += 1
-    return Fraction(2) ** (exponent - 7)
+    return Fraction(2) ** (max(_exponent(x), -126) - 7 if x else -133)
 
 
 def _bf16_down(x: Fraction) -> Fraction:
@@ -165,7 +173,7 @@ def _bf16_down(x: Fraction) -> Fraction:
 
 def _powers(amax: Fraction, most: Fraction, format: BlockFormat) -> list[Fraction]:
     def least(holds: Callable[[Fraction], bool]) -> Fraction:
-        return next(s for e in range(-127, 128) if holds(s := Fraction(2) ** e))
+        return POWERS[bisect_left(POWERS, True, key=holds)]
 
     emax = least(lambda s: s * 2 > most)
     match format.scale_rule:
@@ -178,10 +186,7 @@ def _powers(amax: Fraction, most: Fraction, format: BlockFormat) -> list[Fractio
             floor = least(lambda s: amax < 2 * s * most)
             return [up, floor]
     if format.scale_rule is ScaleRule.EVEN and amax:
-        step = Fraction(2) ** -200
-        while amax >= 2 * step:
-            step *= 2
-        step /= 2**format.element.mantissa_bits
+        step = Fraction(2) ** (_exponent(amax) - format.element.mantissa_bits)
         amax = (amax / step + Fraction(1, 2)) // 1 * step
     return [least(lambda s: amax < 2 * s * emax)]
 

@@ -1,6 +1,7 @@
 """Policies of configurations: read from plain data, and true to a shipped name."""
 
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ BASELINE = "bf16"
 def read_policy(plain: dict[str, Any]) -> LayerPolicy:
     """A policy from plain data, as config.yaml holds it."""
     check_formats(plain)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--policy", type=LayerPolicy)
+    parser = _parser()
     policy: LayerPolicy = parser.instantiate(parser.parse_object({"policy": plain})).policy
     return policy
+
+
+@cache
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--policy", type=LayerPolicy)
+    return parser
 
 
 def check_name(policy: LayerPolicy, control: str | None) -> None:

@@ -1,8 +1,10 @@
 """The command line and YAML of a run: LightningCLI, with formats by name and a run folder."""
 
 import sys
+from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
 from lightning.pytorch import Callback, Trainer
@@ -11,12 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from data.durable import write_durably
 from data.module import TokenDataModule
 from train.checkpoints.folder import AtomicCheckpointIO, read_manifest, step_of
-from train.config.building import (
-    building,
-    check_flags,
-    check_nulls,
-    check_sections,
-)
+from train.config.building import building, check_flags, check_nulls, check_sections
 from train.config.formats import check_flagged_formats, check_formats
 from train.config.layers import Layers
 from train.config.policies import check_name, read_policy
@@ -101,6 +98,7 @@ class RunCLI(LightningCLI):
     lock: RunLock
     stop: StopRequest
     record: RunRecord
+    _parsers: ClassVar[dict[tuple[type, str], LightningArgumentParser]] = {}
 
     def __init__(self, verb: str, argv: list[str]) -> None:
         self._verb = verb
@@ -127,6 +125,14 @@ class RunCLI(LightningCLI):
             if hasattr(self, "lock"):
                 self.lock.release()
             raise
+
+    def setup_parser(self, *how: Any) -> None:
+        """Built once a process: a sweep reads the configuration of each of its runs."""
+        of = type(self), self._verb
+        if of not in self._parsers:
+            super().setup_parser(*how)
+            self._parsers[of] = self.parser
+        self.parser = self._parsers[of]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What LightningCLI does not have."""
@@ -207,11 +213,8 @@ class RunCLI(LightningCLI):
 
     def _callbacks(self) -> list[Callback]:
         """In the order they act: a checkpoint comes after the metrics of its step."""
-        policy = SavePolicy(
-            self.config["checkpoint_every"],
-            self.config["keep_checkpoints"],
-            self.config["disk_full"],
-        )
+        given = ("checkpoint_every", "keep_checkpoints", "disk_full")
+        policy = SavePolicy(*(self.config[key] for key in given))
         checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop, self.record)
         report = NonFiniteReport(self.run_dir)
         diagnostics = self.config_init["diagnostics"]
@@ -220,9 +223,12 @@ class RunCLI(LightningCLI):
         return [*metrics, Progress(), report, checkpoints, self.record]
 
     def plain_config(self) -> dict[str, Any]:
-        """The resolved configuration as plain data."""
-        text = self.parser.dump(self.config, skip_none=False)
-        plain: dict[str, Any] = load_yaml(text)
+        """The resolved configuration as plain data, the caller's own."""
+        return deepcopy(self._plain)
+
+    @cached_property
+    def _plain(self) -> dict[str, Any]:
+        plain: dict[str, Any] = load_yaml(self.parser.dump(self.config, skip_none=False))
         return plain
 
     def write_config(self, path: Path) -> None:

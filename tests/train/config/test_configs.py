@@ -11,7 +11,8 @@ from lowbit.recipe import OPERANDS
 from train.cli import main
 from train.config.formats import read_format, write_format
 from train.config.strict_yaml import load_yaml
-from train.fit.configuration import RunCLI
+from train.fit.configuration import Resolving, RunCLI
+from train.plan.plan import PlanCLI, Workload
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
@@ -28,10 +29,14 @@ class Parsed(RunCLI):
         self.config_init = self.parser.parse_object(self.config)
 
 
+class ResolvingPlan(Resolving, PlanCLI):
+    """The same for `lowbit plan`."""
+
+
 # what a file says of one group depends on no other's: each once, not each with each
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_its_formats_survive_being_written(recipe: Path) -> None:
-    cli = Parsed("fit", ["-c", str(MODELS[-1]), "-c", str(TRAINERS[0]), "-c", str(recipe)])
+    cli = Resolving("fit", ["-c", str(MODELS[-1]), "-c", str(TRAINERS[0]), "-c", str(recipe)])
     assert cli.config.model.policy.name == recipe.stem
     operands = [getattr(cli.config.model.policy.recipe, name) for name in OPERANDS]
     formats = [format for format in operands if format]
@@ -41,7 +46,7 @@ def test_every_recipe_parses_and_its_formats_survive_being_written(recipe: Path)
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("trainer", TRAINERS, ids=lambda path: path.stem)
 def test_every_model_and_trainer_parses(model: Path, trainer: Path) -> None:
-    cli = Parsed("fit", ["-c", str(model), "-c", str(trainer), "-c", str(RECIPES[0])])
+    cli = Resolving("fit", ["-c", str(model), "-c", str(trainer), "-c", str(RECIPES[0])])
     assert cli.config.model.policy.name == RECIPES[0].stem
 
 
@@ -146,18 +151,32 @@ SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name !=
 FILES = {path.relative_to(CONFIGS).as_posix(): path for path in SHIPPED}
 
 
+def _read_by(verb: str, path: Path) -> Resolving:
+    below = ["-c", str(MODELS[-1]), "-c", str(TRAINERS[0])]
+    below = [] if path.parent.name == "launch" else below
+    arguments = [*below, "-c", str(RECIPES[0]), "-c", str(path)]
+    return ResolvingPlan(verb, arguments) if verb == "plan" else Resolving(verb, arguments)
+
+
+# recipes and models: above
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("launch", "control"))])
+def test_every_launch_and_control_file_parses(name: str) -> None:
+    policy = _read_by("fit", FILES[name]).config.model.policy
+    assert policy.name == (FILES[name].stem if name.startswith("control") else RECIPES[0].stem)
+
+
 @pytest.mark.parametrize("verb", ["validate", "plan"])
 def test_what_fit_reads_the_other_verbs_read(verb: str) -> None:
-    """Each file of launch, model, trainer, recipe, control and diagnostics."""
-    kinds = ("launch", "model", "trainer", "recipe", "control", "diagnostics")
-    for name, path in FILES.items():
-        kind = name.partition("/")[0]
-        if kind not in kinds or not _is_layer(path):
-            continue
-        below = [] if kind == "launch" else ["-c", str(MODELS[-1]), "-c", str(TRAINERS[0])]
-        recipe = ["-c", str(RECIPES[0])]
-        cli = Parsed(verb, [*below, *recipe, "-c", str(path)])
-        assert cli.config.model.policy.name, name
+    """Every key is an option there too, of the same type; shown by one file of each kind."""
+    kinds = {name.partition("/")[0]: path for name, path in FILES.items() if _is_layer(path)}
+    assert {"launch", "model", "trainer", "recipe", "control", "diagnostics"} <= kinds.keys()
+    options = [
+        {action.dest: str(getattr(action, "_typehint", action.type)) for action in parser._actions}
+        for parser in (_read_by(v, kinds["recipe"]).parser for v in ("fit", verb))
+    ]
+    assert options[0].items() <= options[1].items()
+    for name, path in kinds.items():
+        assert _read_by(verb, path).config.model.policy.name, name
 
 
 def _is_layer(path: Path) -> bool:
@@ -167,8 +186,6 @@ def _is_layer(path: Path) -> bool:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "launch").glob("*.yaml")), ids=lambda p: p.stem)
 def test_plan_takes_every_launch_file(path: Path) -> None:
-    from train.plan.plan import PlanCLI, Workload
-
     arguments = ["-c", str(path), "-c", str(CONFIGS / "recipe/mxint8.yaml"), "--device", "h100"]
     cli = PlanCLI("plan", arguments)
     workload = Workload.read(cli.config["data"], cli.config["trainer"])
