@@ -11,12 +11,8 @@ tier() {  # tier NAME ARGUMENTS...
     pytest -q "$@" || code=$?
     [ "$code" = 0 ] || failed+=("$name (pytest's exit code $code)")
 }
-tier "fast" -n 2 "$@"
-# what needs no clock and starts no ranks, side by side; the rest one at a time
-side_by_side="tests/lowbit tests/data tests/train/analysis tests/train/fit/test_recipes.py"
-tier "slow, side by side" -m slow -n 2 $side_by_side "$@"
-alone="tests/train --ignore tests/train/analysis --ignore tests/train/fit/test_recipes.py"
-tier "slow, one at a time" -m slow $alone "$@"
+tier "fast" -n 2 --dist worksteal "$@"  # which leaves the tests of a fixture together
+tier "slow" -m slow -n 2 --dist loadgroup "$@"
 
 for name in ${failed[@]+"${failed[@]}"}; do
     echo "test.sh: failed: $name" >&2

@@ -15,6 +15,15 @@ collect_ignore = [
     *("curve.py", "malloc_peak.py", "plain_transformers.py", "recorder.py", "two_ranks.py"),
 ]
 BATCH, SEQ_LEN = 4, 8
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ranks are started once for all tests that look at them: in one of xdist's processes."""
+    for item in items:
+        if "ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
+
+
 COLUMNS = "step,tokens_seen,train/loss,grad_norm,lr,tokens_per_second,val/loss,val/perplexity"
 
 

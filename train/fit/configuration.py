@@ -216,11 +216,10 @@ class RunCLI(LightningCLI):
         given = ("checkpoint_every", "keep_checkpoints", "disk_full")
         policy = SavePolicy(*(self.config[key] for key in given))
         checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop, self.record)
-        report = NonFiniteReport(self.run_dir)
         diagnostics = self.config_init["diagnostics"]
         microscope = [Microscope(diagnostics, self.model, self.run_dir)] if diagnostics else []
         metrics = [CodeUse(), *microscope, Throughput(self.run_dir), StepMetrics(), SpikeReport()]
-        return [*metrics, Progress(), report, checkpoints, self.record]
+        return [*metrics, Progress(), NonFiniteReport(self.run_dir), checkpoints, self.record]
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain data, the caller's own."""

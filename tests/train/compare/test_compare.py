@@ -67,7 +67,7 @@ def simulated(n: int, gap: float, rng: np.random.Generator) -> Pair:
     return compare_pair(a, b)
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("n", [3, 10])
 def test_intervals_cover_and_noise_is_not_called_a_difference(n: int) -> None:
     rng = np.random.default_rng(n)
     planted = [simulated(n, 0.005, rng) for _ in range(1000)]

@@ -14,6 +14,8 @@ STEPS = 12  # the figures over 50 steps: python tests/train/curve.py FOLDER TOKE
 # same bits here whatever the number of rows. Where it has not, a code in 10^4 may differ.
 GRADIENT_BOUND = {"bf16": 1e-5, "mxint8": 1e-3, "mxfp8": 1e-3}
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("curves")]
+
 
 @pytest.fixture(scope="module")
 def curves(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -32,7 +34,6 @@ def curves(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["bf16", "mxint8", "mxfp8"])
 def test_the_same_steps_from_the_same_weights(recipe: str, curves: dict[str, Any]) -> None:
     """Windows, loss and gradient of each step; the initial weights of the followers are theirs."""
@@ -48,7 +49,6 @@ def test_the_same_steps_from_the_same_weights(recipe: str, curves: dict[str, Any
             assert (found["codes"] is None) if recipe == "bf16" else (found["codes"] < 1e-3)
 
 
-@pytest.mark.slow
 def test_the_communication_of_several_ranks_is_reported(curves: dict[str, Any]) -> None:
     """Its exposed part is a part of it; of one process there is none."""
     followers = curves["bf16"]
@@ -59,7 +59,6 @@ def test_the_communication_of_several_ranks_is_reported(curves: dict[str, Any]) 
         assert 0 < exposed <= seconds.pop("seconds/communication") and not seconds
 
 
-@pytest.mark.slow
 def test_free_running_loss(curves: dict[str, Any]) -> None:
     """Unquantized: the same to 1e-6. Quantized: as far apart as replicas perturbed by 1e-7."""
     assert max(curves["bf16"]["free"]) < 1e-6
