@@ -10,18 +10,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from data.module import Windows
+from data.shards import Manifest, TokenShards
 from train.checkpoints.folder import complete_checkpoints, publish
 from train.cli import main
 from train.compare.overlay import check_overlay
 from train.export.folder import check_target
-from train.model.initial import pretrained_model
+from train.model.initial import check_source, pretrained_model
 from train.ptq.work import already_done
 from train.runs.folders import check_sweep_folder
+from train.runs.run import read_run
+from train.sweep.continuation import Continuation, build_module
+from train.sweep.request import Variant
+from train.sweep.units import BranchPoint
 
 Fit = Callable[..., int]
 WIDTHS: dict[str, Any] = {
@@ -80,6 +88,59 @@ def test_a_llama_is_taken_as_it_is_or_refused_field_by_field(field: str, tmp_pat
         assert torch.equal(found, witness(ids).logits)
     with pytest.raises(ValueError, match=f"has .*{field}=.*model.llama says .*{field}="):
         pretrained_model(str(tmp_path), LlamaConfig(**WIDTHS))
+
+
+OF_OTHERS = {
+    "sliding_window": 16, "logits_scaling": 8.0, "qk_norm": True, "rope_interleaved": True,
+    "embedding_multiplier": 12.0, "auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", OF_OTHERS)
+def test_a_field_that_no_llama_heeds_is_refused(field: str, llama: Path) -> None:
+    """It was something else that computed with it; what is only said is no hindrance."""
+    plain = json.loads((llama / "config.json").read_text())
+    said = {"_name_or_path": "x", "tokenizer_class": "y", "unsloth_version": "1", "is_llama": True}
+    (llama / "config.json").write_text(json.dumps(plain | said | {"sliding_window": None}))
+    check_source(str(llama), LlamaConfig(**WIDTHS))
+    (llama / "config.json").write_text(json.dumps(plain | {field: OF_OTHERS[field]}))
+    with pytest.raises(ValueError, match=f"has {field}=.*of which a Llama knows nothing"):
+        check_source(str(llama), LlamaConfig(**WIDTHS))
+
+
+@pytest.mark.slow
+def test_init_from_is_one_model_under_every_strategy_and_in_branches(
+    ranks: tuple[Path, Any], tiny_data: Path, recipes: Path
+) -> None:
+    """Rope, eps and activation are not the defaults; the witness is plain transformers."""
+    folder, results = ranks
+    strategies = ("auto", "ddp", "fsdp2")
+    assert [results[f"init_from, {s}"]["codes"] for s in strategies] == [[0], [0, 0], [0, 0]]
+    runs = [read_run(folder / f"init-{strategy}") for strategy in strategies]
+    manifest, ids = Manifest.load(tiny_data), results["init_from, auto"]["windows"]["0"]
+    windows = Windows(TokenShards(tiny_data, manifest, "train"), 32, None)
+    batch = windows.batch(np.array(ids), 0)
+
+    def loss(**changes: Any) -> float:
+        config = LlamaConfig.from_pretrained(folder / "source", **changes)
+        model = LlamaForCausalLM.from_pretrained(folder / "source", config=config).eval()
+        with torch.no_grad():
+            logits = model(batch["input_ids"]).logits
+        return float(F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten()))
+
+    right = loss()
+    for run in runs:
+        assert run.metrics["train/loss"][0] == pytest.approx(right, abs=1e-5)
+        assert run.metrics["train/loss"][1] == pytest.approx(runs[0].metrics["train/loss"][1], 1e-5)
+    default: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4}
+    for change in ({"rms_norm_eps": 1e-6}, {"hidden_act": "silu"}, {"rope_parameters": default}):
+        assert abs(loss(**change) - right) > 1e-4  # each of them would be seen
+    point = BranchPoint.read(folder / "init-auto" / "checkpoints" / "step-00000001")
+    variant = Variant("bf16", "", recipes / "bf16.yaml", {})
+    module, judge = build_module(point.config, variant), build_module(point.config, variant)
+    found = Continuation(point.path, point.config, seed=0, horizon=1).run(module, judge)
+    assert found is not None and found.loss == runs[0].val_curve[1][-1]
+    assert module.step_loss == runs[0].metrics["train/loss"][1]
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "mismatched"])

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from malloc_peak import measure_memory
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from train.checkpoints import sharded
 from train.checkpoints.folder import complete_checkpoints
@@ -48,6 +50,18 @@ model:
   policy: {name: bf16}
 data: {seq_len: 128, global_batch_size: 8}
 trainer: {max_steps: 3, accelerator: cpu, limit_val_batches: 0}
+"""
+INIT = """
+model:
+  llama: {hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
+    num_key_value_heads: 2, vocab_size: 320, max_position_embeddings: 64,
+    rms_norm_eps: 0.05, hidden_act: gelu, rope_parameters: {rope_type: llama3, rope_theta: 20.0,
+    factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position_embeddings: 32}}
+  policy: {name: bf16}
+  optimization: {lr: 1.0e-2, warmup_steps: 0, max_grad_norm: 1.0e+6}
+data: {seq_len: 32, global_batch_size: 8, val_windows: 6}
+trainer: {max_steps: 2, accelerator: cpu, val_check_interval: 1, precision: 32-true}
+checkpoint_every: 1
 """
 Act = Callable[[PretrainModule], Any]
 
@@ -184,6 +198,16 @@ def die_in_save(module: PretrainModule) -> None:
     sharded.write_tensors = write
 
 
+def init_from(folder: Path) -> None:
+    """A model whose rope, eps and activation are not LlamaConfig's, and a run that begins so."""
+    plain = yaml.safe_load(INIT)
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(LlamaConfig(**plain["model"]["llama"], initializer_range=0.3))
+    model.save_pretrained(folder / "source")
+    plain["model"]["init_from"] = str(folder / "source")
+    (folder / "init.yaml").write_text(yaml.safe_dump(plain))
+
+
 def scenarios(folder: Path, tokens: Path) -> dict[str, Any]:
     """In their order: some go on from what an earlier one left."""
     torch.set_num_threads(1)
@@ -203,6 +227,9 @@ def scenarios(folder: Path, tokens: Path) -> dict[str, Any]:
         results[f"nan rank 1, {strategy}"] = run(f"nan-{strategy}", strategy, poison)
     measure = measure_memory(folder / "memory.bytes")
     results["memory"] = run("memory", "fsdp2", measure, step=2, config="memory.yaml")
+    init_from(folder)
+    for strategy in ("auto", "ddp", "fsdp2"):
+        results[f"init_from, {strategy}"] = run(f"init-{strategy}", strategy, config="init.yaml")
     results["kill rank 1"] = run("kill", act=raising(signal.SIGKILL))
     return results
 

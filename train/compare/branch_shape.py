@@ -1,7 +1,10 @@
 """What branches.json must be, down to its leaves."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
+
+from train.runs.identity import Identity
 
 
 class Arm(TypedDict):
@@ -11,6 +14,8 @@ class Arm(TypedDict):
     recipe: str
     changes: dict[str, Any]
     control: str | None
+    recipe_hash: NotRequired[str]  # of all that its steps compute with
+    recipe_table: NotRequired[str]  # as in the identity of a run under it
 
 
 class Point(TypedDict):
@@ -72,3 +77,15 @@ def check_distinct(checkpoints: list[dict[str, Any]]) -> None:
         first = seen.setdefault(checkpoint["digest"], checkpoint["path"])
         if first is not checkpoint["path"]:
             raise ValueError(f"{first} and {checkpoint['path']} hold the same checkpoint: give one")
+
+
+def check_arms(found: Any, path: Path, runs: Iterable[tuple[str, Identity]]) -> None:
+    """ValueError for an arm under another recipe than the run (label, identity) of its name."""
+    tables = {arm["label"]: arm.get("recipe_table") for arm in found.arms}
+    for label, run in runs:
+        mine, theirs = tables.get(label), run.fields.get("recipe_table")
+        if mine is not None and theirs is not None and mine != theirs:
+            raise ValueError(
+                f"{path}: its arm {label} has another recipe_table than the run of that name (to "
+                "compare them anyway: --allow recipe_table)"
+            )

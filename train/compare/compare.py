@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from train.compare.branch_shape import check_arms
 from train.compare.branches import BranchSet, find_branches, read_branches
 from train.compare.dynamics import behaviour, common_target
 from train.compare.gaps import RULE, compare_pair
@@ -30,6 +31,7 @@ from train.compare.stopping import read_stopping
 from train.compare.table import terminal
 from train.compare.verdicts import chosen_pairs, judge, planned_pair
 from train.output.tables import printable
+from train.runs.declaration import any_covers
 from train.runs.folders import check_results_folder
 from train.runs.record import has_record
 from train.runs.run import SMOOTHING, Run, read_runs
@@ -97,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     check_copies(runs)
     for path, found in branches:
         found.check_belongs(path, [one.identity for one in runs])
+        if not any_covers(args.allow, "recipe_table"):
+            check_arms(found, path, [(one.label, one.identity) for one in runs])
     check_planned(args.pairs, runs, [found for _, found in branches])
     documents = [found.document(path, args.pairs) for path, found in branches]
     if args.export:

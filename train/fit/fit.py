@@ -28,6 +28,7 @@ from train.fit.resume import (
 )
 from train.fit.signals import Preempted, end_with_launcher, requeue
 from train.fit.slow import facts_of, slow_lines
+from train.model.architecture import check_positions
 from train.model.products import check_products
 from train.model.recipe_table import describe
 from train.runs.identity import Identity
@@ -155,11 +156,7 @@ def _check_fits(cli: RunCLI) -> None:
     tokens, model = cli.datamodule.vocab_size, cli.model.model.config.vocab_size
     if tokens > model:
         raise ValueError(f"the data's vocabulary of {tokens} exceeds the model's of {model}")
-    seq_len, positions = cli.datamodule.seq_len, cli.model.model.config.max_position_embeddings
-    if seq_len > positions:
-        raise ValueError(
-            f"data.seq_len={seq_len} exceeds model.llama.max_position_embeddings={positions}"
-        )
+    check_positions(cli.datamodule.seq_len, cli.model.model.config.max_position_embeddings)
 
 
 def _quiet() -> None:

@@ -26,3 +26,11 @@ def check_architecture(llama: Mapping[str, Any]) -> None:
         if value is not None and value not in names:
             close = get_close_matches(str(value), names, 6, 0.0)
             raise ValueError(f"model.llama.{key}={value}: unknown; known are {', '.join(close)}")
+
+
+def check_positions(seq_len: int, positions: int) -> None:
+    """ValueError for windows longer than the model was made for."""
+    if seq_len > positions:
+        raise ValueError(
+            f"data.seq_len={seq_len} exceeds model.llama.max_position_embeddings={positions}"
+        )

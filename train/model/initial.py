@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ OF_NO_EFFECT = {
     *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"),
     *("attention_dropout", "model_type"),
 }
+_UNSET: tuple[Any, ...] = (None, False, 0, 1, "", [], {})
+#: spelt otherwise before transformers 5, about tokens alone, or how something is run
+_ASIDE = re.compile(
+    r"_.*|(transformers|unsloth|tokenizer|is_llama).*|torch_dtype|rope_(theta|scaling)"
+    r"|.*(max_length|max_sequence_length|attn_implementation)"
+)
 
 
 class InitialWeights:
@@ -109,12 +116,24 @@ def check_source(source: str, config: LlamaConfig) -> None:
     if getattr(found, "quantization_config", None):
         raise ValueError(f"init_from={source} holds quantized weights: expected floating point")
     theirs, ours = found.to_dict(), config.to_dict()
+    _check_known(source, theirs)
     fields = LlamaConfig().to_dict().keys() - OF_NO_EFFECT
     if differs := [name for name in sorted(fields) if theirs.get(name) != ours.get(name)]:
         has, says = (
             ", ".join(f"{n}={str(o.get(n))[:40]}" for n in differs) for o in (theirs, ours)
         )
         raise ValueError(f"init_from={source} has {has}; model.llama says {says}")
+
+
+def _check_known(source: str, theirs: dict[str, Any]) -> None:
+    """ValueError for a field that some other model computed with, and no Llama does."""
+    known = LlamaConfig().to_dict().keys()
+    others = {n: v for n, v in sorted(theirs.items()) if n not in known and not _ASIDE.fullmatch(n)}
+    if said := [f"{n}={str(v)[:40]}" for n, v in others.items() if v is True or v not in _UNSET]:
+        raise ValueError(
+            f"init_from={source} has {', '.join(said[:3])}, of which a Llama knows nothing: the "
+            "weights would compute something else"
+        )
 
 
 def _check(config: LlamaConfig) -> None:

@@ -10,7 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaForCausalLM
 
 from train.fit.configuration import RunCLI
+from train.model.architecture import check_positions
 from train.model.flops import DEVICES, flops_per_token
+from train.model.initial import check_source
 from train.model.module import PretrainModule
 from train.model.section import read_module
 from train.model.step import mean_loss
@@ -161,9 +163,12 @@ class PlanCLI(RunCLI):
 
 
 def plan(argv: list[str]) -> int:
-    """Print what the run of this configuration needs."""
+    """Print what the run of this configuration needs; ValueError for one that none could begin."""
     cli = PlanCLI("plan", argv)
     workload = Workload.read(cli.config["data"], cli.config["trainer"])
+    check_positions(workload.seq_len, cli.model.model.config.max_position_embeddings)
+    if cli.model.init_from:
+        check_source(cli.model.init_from, cli.model.model.config)
     device, utilisation = cli.config["device"], cli.config["utilisation"]
     if device not in DEVICES:
         raise ValueError(f"--device {device}: expected one of {', '.join(DEVICES)}")

@@ -122,8 +122,9 @@ def _describe(points: list[BranchPoint], request: SweepRequest, horizon: int) ->
     arms: list[dict[str, Any]] = [
         {"label": v.label, "recipe": str(v.recipe), "changes": dict(v.changes)} for v in variants
     ]
+    built = Arms.of(points[0], tuple(variants))
     for arm, variant in zip(arms, variants, strict=True):
-        arm["control"] = _control(variant)
+        arm |= {"control": _control(variant)} | built.recipe(variant.label)
     checkpoints = [
         {"path": str(p.path), "step": p.step, "max_steps": p.max_steps, "digest": p.digest}
         | ({"identity": p.identity} if p.identity else {})
@@ -142,11 +143,15 @@ def _resume(request: SweepRequest, fresh: BranchSet) -> BranchSet:
     if done is None:
         return fresh
     known = {arm["label"]: arm for arm in done.arms}
-    arms = [known.get(arm["label"], arm) for arm in fresh.arms]
     more = fresh.checkpoints[len(done.checkpoints) :]
-    before = replace(done, arms=arms, checkpoints=[*done.checkpoints, *more])
-    for name in ("baseline", "horizon", "arms", "checkpoints"):
-        if (was := getattr(before, name)) != (now := getattr(fresh, name)):
+    before = replace(done, checkpoints=[*done.checkpoints, *more])
+    changes = [
+        (name, getattr(before, name), getattr(fresh, name))
+        for name in ("baseline", "horizon", "checkpoints")
+    ]
+    changes += [c for arm in fresh.arms for c in _of_arm(known.get(arm["label"], arm), arm)]
+    for name, was, now in changes:
+        if was != now:
             raise ValueError(
                 f"{request.out} holds other branches: {name} was {was}, now it is {now}; choose"
                 " another --out"
@@ -155,3 +160,11 @@ def _resume(request: SweepRequest, fresh: BranchSet) -> BranchSet:
     new = [arm for arm in fresh.arms if arm["label"] not in known]
     commands = [*dict.fromkeys([*done.commands, *fresh.commands])]
     return replace(before, arms=[*done.arms, *new], commands=commands)
+
+
+def _of_arm(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What an arm computes with, before and now; of an older lowbit, where its file was."""
+    keys = ["changes", "recipe_hash"]
+    if "recipe_hash" not in was:
+        keys = ["changes", "control", "recipe"]
+    return [(f"{key} of {now['label']}", was[key], now[key]) for key in keys]

@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 
 from lowbit import bf16
 from train.checkpoints.folder import step_of, verify_checkpoint
+from train.fit.resume import recipe_of
 from train.model.module import PretrainModule
 from train.runs.belonging import corpus_of, refuse_foreign, run_identity
+from train.runs.identity import digest
 from train.runs.record import read_record, read_whole_config
 from train.sweep.continuation import Continuation, Outcome, arm_section, build_module
 from train.sweep.processes import begin_worker, share_cores
@@ -82,6 +84,14 @@ class Arms:
         if key not in cls._built:
             cls._built = {key: cls(point.config, variants)}
         return cls._built[key]
+
+    def recipe(self, label: str) -> dict[str, str]:
+        """What tells this arm from another of its name."""
+        module = self._arms[label]
+        layers = module.quantized_layers
+        table = [{"layer": name} | layer.recipe.table() for name, layer in layers.items()]
+        own = {"recipe": recipe_of(module), "control": module.control, "backend": module.backend}
+        return {"recipe_table": digest(table), "recipe_hash": digest(own)}
 
     def outcomes(
         self, continuation: Continuation, labels: Collection[str] | None = None

@@ -130,6 +130,8 @@ def test_the_verb_counts_the_parameters_of_3b(
         (["--utilisation", "2"], "--utilisation 2"),
         (["--trainer.devices", "3"], "not a multiple of 3 devices"),
         (["--trainer.strategy", "deepspeed"], "trainer.strategy=deepspeed"),
+        (["--data.seq_len", "4096"], "data.seq_len=4096 exceeds model.llama.max_position_emb"),
+        (["--model.init_from", "nowhere/model"], "init_from=nowhere/model cannot be read"),
     ],
 )
 def test_bad_plans_are_refused(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.plain import SEAL, sealed
 from train.checkpoints.folder import load_state
 from train.cli import main
 from train.compare.branches import read_branches
@@ -107,6 +108,28 @@ def test_what_branches_cannot_do_is_refused(
     refused(capsys, "--jobs 0: at least 1", branch(run, out, bf16, more=("--jobs", "0")))
     refused(capsys, "beyond the run's last step", branch(run, out, bf16, more=("--horizon", "4")))
     assert not (tmp_path / "x").exists()
+
+
+def test_an_arm_is_its_recipe_and_not_its_name(run: Path, tmp_path: Path, capsys: Any) -> None:
+    """Written otherwise, or moved, it is the same; another under its name is not, nor a run's."""
+    out, files = tmp_path / "out", [tmp_path / f"{name}.yaml" for name in ("bf16", "mine", "moved")]
+    written = "model: {policy: {name: mine, recipe: {fprop_input: %s}}}\n"
+    files[0].write_text("model: {policy: {name: bf16}}\n")
+    files[1].write_text(written % "mxint8")
+    assert branch(run, out, *files[:2], branches=1) == 0
+    files[2].write_text(written % "{name: mxint8, block_size: 32}")
+    assert branch(run, out, files[0], files[2], branches=1) == 0
+    files[1].write_text(written % "mxint4")
+    message = "holds other branches: recipe_hash of mine was"
+    refused(capsys, message, branch(run, out, *files[:2], branches=1))
+    compare = ["compare", str(run), str(out), "--out", str(tmp_path / "compare")]
+    assert main(compare) == 0
+    plain = json.loads((out / "branches.json").read_text())
+    plain["arms"][0]["recipe_table"] = plain["arms"][1]["recipe_table"]
+    del plain[SEAL]
+    (out / "branches.json").write_text(json.dumps(sealed(plain)))
+    refused(capsys, "its arm bf16 has another recipe_table than", main(compare))
+    assert main([*compare, "--allow", "recipe_table"]) == 0
 
 
 def test_the_first_stage_tells_how_many_branches_there_are(
