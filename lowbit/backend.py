@@ -20,14 +20,15 @@ from lowbit.quantize import QuantizedTensor, quantize, quantize_values
 
 @dataclass(frozen=True)
 class Operand:
-    """A matrix ready to be multiplied: values, and an FP32 scalar kept outside the product."""
+    """A matrix ready to be multiplied: values, and FP32 scales kept outside the product."""
 
     values: Tensor
-    scale: Tensor | None = None
+    scale: Tensor | None = None  #: a scalar, or one for each line that is contracted: [rows, 1]
 
     @property
     def T(self) -> "Operand":  # noqa: N802  (torch's name)
-        return replace(self, values=self.values.t())
+        scale = None if self.scale is None else self.scale.t()
+        return replace(self, values=self.values.t(), scale=scale)
 
     def dequantized(self) -> Tensor:
         """The matrix that it stands for, FP32 or wider."""
@@ -77,7 +78,7 @@ class Emulate:
     """Operands hold quantized values in the compute dtype; `lowbit.bf16` multiplies them.
 
     Nothing is lost in BF16 where code x scale fits its 8 significant bits (`fits_bf16`); other
-    formats are multiplied in FP32. Tensor scales are applied to the finished product in FP32.
+    formats are multiplied in FP32. Outer scales are applied to the finished product in FP32.
     """
 
     name = "emulate"
@@ -129,7 +130,7 @@ def _scaled_product(
 ) -> Tensor:
     """(left @ right) x scales + bias of BF16 matrices, not rounded to BF16 before the end."""
     native = left.device.type == "cpu" and bf16.products("cpu") == "native"
-    numbers = native and all(type(scale) is Tensor for scale in scales)
+    numbers = native and all(type(scale) is Tensor and scale.dim() == 0 for scale in scales)
     if numbers and not torch.compiler.is_compiling():  # whose numbers cost no wait
         alpha = math.prod(map(float, scales))
         start, beta = (left.new_zeros(()), 0) if bias is None else (bias.to(left.dtype), 1)

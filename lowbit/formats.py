@@ -62,6 +62,8 @@ class BlockFormat:
             object.__setattr__(self, "scale_rule", None)
         if self.outer_scale is self._own_outer_scale:
             object.__setattr__(self, "outer_scale", None)
+        if self.outer_scale is OuterScale.ROW and isinstance(self.block_size, tuple):
+            raise ValueError("outer_scale=row: 2-D blocks have none")
         if self.outer_scale and not self.scale.is_minifloat:
             raise ValueError(f"outer_scale={self.outer_scale.value}: {self.scale.value} has none")
         least = self.scale_min
@@ -114,8 +116,7 @@ class BlockFormat:
         """The fields in which this differs from what its name says."""
         base = named(self.name)
         if base is None:
-            said = notation.element_in(self.name)
-            base = BlockFormat(self.name, said or IntFormat(2, symmetric=False))
+            base = BlockFormat(self.name, notation.element_in(self.name) or _NONE_SAID)
         return {name: value for name, value in vars(self).items() if value != getattr(base, name)}
 
     def __str__(self) -> str:
@@ -129,6 +130,7 @@ def _shown(value: Any) -> str:
     return str(value.label if own else getattr(value, "value", value))
 
 
+_NONE_SAID = IntFormat(2, symmetric=False)
 _BF16_RULES = (None, ScaleRule.RCEIL, ScaleRule.FLOOR, ScaleRule.CEIL)
 
 E4M3 = FloatFormat(4, 3, max=448.0)
@@ -162,8 +164,7 @@ def named(name: str) -> BlockFormat | None:
     if name in NAMED or name in ALIASES:
         return (NAMED | ALIASES)[name]
     if block := notation.block_in(name):
-        stem = named(block[0])
-        return stem and replace(stem, name=name, block_size=block[1])
+        return (stem := named(block[0])) and replace(stem, name=name, block_size=block[1])
     if spelt := notation.spelt_in(name):
         return BlockFormat(name, scale_rule=_default_rule(spelt["scale"]), **spelt)
     return None
@@ -243,8 +244,7 @@ def to_plain(format: BlockFormat) -> Any:
     for field, value in vars(format).items():
         if value != getattr(base, field) and field != "name":
             plain[field] = notation.plain_of(value)
-    symmetry = notation.symmetry(base.element, format.element)
-    if symmetry is not None:
+    if (symmetry := notation.symmetry(base.element, format.element)) is not None:
         del plain["element"]
         plain["symmetric"] = symmetry
     return plain if len(plain) > 1 else format.name

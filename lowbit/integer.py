@@ -31,7 +31,8 @@ class IntegerOperand(Operand):
 
     @property
     def T(self) -> "IntegerOperand":  # noqa: N802  (torch's name)
-        return replace(self, blocked_dim=1 - self.blocked_dim)
+        scale = None if self.scale is None else self.scale.t()
+        return replace(self, blocked_dim=1 - self.blocked_dim, scale=scale)
 
     def dequantized(self) -> Tensor:
         """With the columns that fill up the last block."""

@@ -15,8 +15,8 @@
 | empty                      | empty                                                              |
 | float64                    | rounded to FP32 first (beyond its range: NaN), returned as float64 |
 | arithmetic=bf16            | x is rounded to BF16 first (beyond its range: NaN)                 |
-| NV formats                 | the tensor scale is that of the finite values, at least 2^-117;    |
-|                            | what is then out of reach becomes zero                             |
+| NV formats                 | the tensor's or row's scale is that of its finite values, at least |
+|                            | 2^-117; what is then out of reach becomes zero                     |
 | FP32, BF16 scales          | amax / max; where that underflows to zero, the scale is one        |
 """
 
@@ -62,7 +62,8 @@ def fake_quantize(
 def quantize_values(
     x: Tensor, format: BlockFormat | str, dim: int = -1, *, key: Key | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """`fake_quantize` with the tensor scale of NV formats (FP32 scalar, else None) kept apart.
+    """`fake_quantize` with the outer scale of NV formats kept apart: an FP32 scalar, or of each row
+    in the shape of `x` with length 1 along `dim`; None for other formats.
 
     The values, code x block scale, come in FP32, or in BF16 where that loses nothing; they do not
     saturate: what rounds to 2^128 is infinite.
@@ -96,7 +97,9 @@ class QuantizedTensor:
     codes: Tensor  #: shape of the tensor; int8 integers, or uint8 bit patterns of floats
     scale: Tensor
     """One per block: bytes of E8M0 (exponent + 127, 255 is NaN) and of minifloats, else values."""
-    tensor_scale: Tensor | None  #: FP32 scalar of NV formats; of an owner's, what it keeps
+    tensor_scale: Tensor | None
+    """FP32 scalar of NV formats, under `outer_scale: row` the shape of the tensor with length 1
+    along `dim`; of an owner's, what it keeps."""
     format: BlockFormat
     dim: int
 

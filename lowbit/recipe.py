@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import ClassVar, NamedTuple
 
 from lowbit.definition.rotation import Rotation
-from lowbit.formats import BlockFormat, Rounding, block_format
+from lowbit.formats import BlockFormat, OuterScale, Rounding, block_format
 
 
 class Role(NamedTuple):
@@ -76,6 +76,15 @@ class QuantRecipe:
             raise ValueError(
                 f"reuse_fprop_weight with dgrad_weight={self.dgrad_weight} and fprop_weight="
                 f"{self.fprop_weight}: it needs a fprop_weight format, and dgrad_weight=None"
+            )
+        if (
+            self.reuse_fprop_weight
+            and self.fprop_weight
+            and self.fprop_weight.outer is OuterScale.ROW
+        ):
+            raise ValueError(
+                f"reuse_fprop_weight of {self.fprop_weight}: dgrad contracts over the rows, whose "
+                "scales could not stay outside its product"
             )
         if self.reuse_fprop_weight and (self.fprop_rotation or self.dgrad_rotation):
             raise ValueError(

@@ -225,9 +225,7 @@ def scale_exponents(x: Tensor, format: BlockFormat, dim: int = -1) -> dict[int, 
     {0: 1, 1: 1}
     """
     scaled = scaled_blocks(x, format, dim)
-    scale = scaled.scale.double() if scaled.factor is None else scaled.factor.double()
-    if scaled.factor is None and scaled.tensor_scale is not None:
-        scale *= scaled.tensor_scale
+    scale = scaled.product.double()
     exponents = torch.frexp(scale[scale.isfinite()]).exponent - 1
     if not len(exponents):
         return {}

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from lowbit.definition.rounding import round_to_bf16, round_to_element_
-from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat, ScaleRounding, ScaleRule
+from lowbit.formats import (
+    Arithmetic,
+    BlockFormat,
+    OuterScale,
+    Rounding,
+    ScaleFormat,
+    ScaleRounding,
+    ScaleRule,
+)
 
 NAN_BYTE = 255  # of E8M0
 _LEAST, _GREATEST = 1 << 22, 254 << 23  # 2^-127 and 2^127 as bits of FP32
@@ -87,25 +95,33 @@ def _bf16_exponent(amax: Tensor, format: BlockFormat) -> Tensor:
     return exponent.clamp(-127, 127).to(torch.int32)  # log2(0) is -inf
 
 
-def finite_amax(x: Tensor) -> Tensor:
-    """The largest finite magnitude, FP32; 0 where there is none."""
+def finite_amax(x: Tensor, dim: int | None = None) -> Tensor:
+    """The largest finite magnitude, FP32, of all values or of each line along `dim`, which stays
+    with length 1; 0 where there is none.
+    """
+    if not x.numel():
+        shape = (
+            [] if dim is None else [1 if a == dim % x.dim() else n for a, n in enumerate(x.shape)]
+        )
+        return x.new_zeros(shape, dtype=torch.float32)
     magnitude = torch.where(x.isfinite(), x.abs(), 0.0)
-    return magnitude.amax().float() if x.numel() else x.new_zeros((), dtype=torch.float32)
+    return (magnitude.amax() if dim is None else magnitude.amax(dim, keepdim=True)).float()
 
 
-def tensor_scale(x: Tensor, format: BlockFormat) -> Tensor:
-    """The FP32 scale above all minifloat block scales: finite amax / (448 max) for E4M3.
+def outer_scale(x: Tensor, format: BlockFormat, dim: int) -> Tensor | None:
+    """The FP32 scale above minifloat block scales, finite amax / (448 max) for E4M3: of the tensor,
+    a scalar, or of each line along `dim`, kept with length 1; None where there is none.
 
     At least 2^-117: its product with the smallest block scale is then a normal number.
     """
-    amax = finite_amax(x)
+    if format.outer is OuterScale.NONE:
+        return None
+    amax = finite_amax(x, dim if format.outer is OuterScale.ROW else None)
     least = max(2.0**-117, 2.0**-126 / format.scale.smallest)
     return over(amax, format.most_scale * format.element.max).clamp(min=least)
 
 
-def block_scales(
-    amax: Tensor, format: BlockFormat, tensor_scale: Tensor | None
-) -> tuple[Tensor, ...]:
+def block_scales(amax: Tensor, format: BlockFormat, above: Tensor | None) -> tuple[Tensor, ...]:
     """The scale of each block, FP32, NaN where `amax` is not finite; or the two of which the rule
     takes the one with the lesser error, the first where both have the same.
     """
@@ -116,8 +132,8 @@ def block_scales(
         reaches = amax == up * format.element.max
         return up, torch.where(reaches, up, (up / 2).clamp_(min=2.0**-127))
     ratio = over(torch.where(amax.isfinite(), amax, math.nan), format.element.max)
-    if tensor_scale is not None:
-        ratio = ratio / tensor_scale
+    if above is not None:
+        ratio = ratio / above
     match format.scale_rule:
         case ScaleRounding.UP:
             return (_rounded(ratio, format, *UP),)

@@ -14,9 +14,9 @@ from lowbit.definition.scale import (
     block_scales,
     finite_amax,
     inverse,
-    tensor_scale,
+    outer_scale,
 )
-from lowbit.formats import Arithmetic, BlockFormat, OuterScale, Rounding, ScaleFormat
+from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,18 @@ class Scaled:
 
     y: Tensor  #: the quotient; BF16 where every step on BF16 input is exact in it, else FP32
     scale: Tensor  #: FP32, of each block
-    tensor_scale: Tensor | None
+    tensor_scale: Tensor | None  #: a scalar, or as the tensor with one value along its lines
     inside: tuple[int, ...]  #: axes of `y` inside a block
     shape: tuple[int, ...]  #: of the tensor that was blocked
     factor: Tensor | None = None  #: an owner's arithmetic: of codes, the tensor's scale within
+
+    @property
+    def product(self) -> Tensor:
+        """What codes are multiplied with in all, FP32, of each block."""
+        if self.factor is not None:
+            return self.factor
+        above = over_blocks(self.tensor_scale, self.inside)
+        return self.scale if above is None else self.scale * above
 
 
 def scaled_blocks(x: Tensor, format: BlockFormat, dim: int) -> Scaled:
@@ -39,12 +47,20 @@ def scaled_blocks(x: Tensor, format: BlockFormat, dim: int) -> Scaled:
     blocks, inside = to_blocks(matrix, format.block_size, dim)
     if format.arithmetic.is_owners:
         return _owned_blocks(matrix, blocks, inside, format, x.dtype)
-    above = tensor_scale(matrix, format) if format.outer is OuterScale.TENSOR else None
+    outer = outer_scale(matrix, format, dim)
+    above = over_blocks(outer, inside)
     scale, *others = block_scales(block_amax(blocks, inside), format, above)
     for other in others:
         errors = [_squared_error(blocks, inside, each, format, above) for each in (scale, other)]
         scale = torch.where(errors[1] < errors[0], other, scale)
-    return Scaled(_divided(blocks, scale, format, above), scale, above, inside, matrix.shape)
+    if outer is not None and x.dim() == 0:
+        outer = outer.reshape(())
+    return Scaled(_divided(blocks, scale, format, above), scale, outer, inside, matrix.shape)
+
+
+def over_blocks(above: Tensor | None, inside: tuple[int, ...]) -> Tensor | None:
+    """An outer scale beside the scales of blocks, whose axes are split."""
+    return above if above is None or above.dim() == 0 else above.unsqueeze(inside[0])
 
 
 def _owned_blocks(

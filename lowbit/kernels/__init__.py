@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowbit.definition.noise import Key
-from lowbit.formats import Arithmetic, BlockFormat, Rounding, ScaleFormat, ScaleRounding
+from lowbit.formats import Arithmetic, BlockFormat, OuterScale, Rounding, ScaleFormat, ScaleRounding
 from lowbit.kernels.cpu import measure
 from lowbit.kernels.cpu.build import BuildError
 from lowbit.kernels.cpu.calls import TRANSPOSING_PAYS
@@ -78,7 +78,7 @@ def _load(device: str) -> None:
         importlib.import_module("lowbit.kernels.gpu.calls")  # needs Triton
 
 
-Values = tuple[Tensor, Tensor | None]  # and the tensor scale of NV formats
+Values = tuple[Tensor, Tensor | None]  # and the outer scale of NV formats
 
 
 def quantize_values(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> Values | None:
@@ -91,8 +91,10 @@ def quantize_values(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -
 
 
 def fake_quantize(x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> Tensor | None:
-    """`lowbit.quantize.fake_quantize` in one pass, or None where no kernel does it."""
-    if not _covers(x, format, dim):
+    """`lowbit.quantize.fake_quantize` in one pass, or None where no kernel does it: those of rows'
+    scales leave them to be multiplied in.
+    """
+    if not _covers(x, format, dim) or format.outer is OuterScale.ROW:
         return None
     return quantize(x, dim, Request(format, key, x.dtype, saturates=True), apply=True)[0]
 
@@ -124,7 +126,7 @@ def codes(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """INT8 codes [rows, K] of a matrix in integer blocks along `dim`, whose length is K.
 
-    FP32 scales [rows, blocks] beside them, and the tensor scale of NV formats.
+    FP32 scales [rows, blocks] beside them, and the outer scale of NV formats.
     """
     return _codes(x, dim, format, key)
 
@@ -138,7 +140,7 @@ def quantization_sums(
     """
     if x.device.type != "cpu" or not x.dim():
         return None
-    if not all(_covers(x, format, dim) for format, _ in wanted):
+    if not all(_covers(x, f, dim) and f.outer is not OuterScale.ROW for f, _ in wanted):
         return None
     together: dict[Any, list[Request]] = {}  # random numbers depend on places, so they go apart
     kinds = [(format.block_size, key is None) for format, key in wanted]

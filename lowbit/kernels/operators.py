@@ -58,6 +58,8 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "Tensor? first_row) -> Tensor": _like,
     "quantize_scaled(Tensor x, float[] format, int dim, ScalarType dtype, float limit, bool apply, "
     "Tensor? state, Tensor? first_row) -> (Tensor, Tensor)": _like_scaled,
+    "quantize_rows(Tensor x, float[] format, int dim, ScalarType dtype, float limit, Tensor above, "
+    "Tensor? state, Tensor? first_row) -> Tensor": _like,
     "quantize_both(Tensor x, float[] formats, ScalarType[] dtypes, float[] limits, Tensor?[] "
     "tensor_scales, Tensor?[] noise) -> (Tensor, Tensor)": _like_both,
     f"tensor_scale(Tensor x, float most, float least={LEAST}) -> Tensor": _like_scale,
@@ -66,7 +68,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "integer_matmul(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, ScalarType dtype) -> "
     "Tensor": _like_product,
 }
-_ON_GPU = "quantize", "quantize_scaled", "quantize_both", "tensor_scale"
+_ON_GPU = "quantize", "quantize_scaled", "quantize_rows", "quantize_both", "tensor_scale"
 _library: Any = torch.library.Library("lowbit", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
 for _schema, _fake in _OPERATORS.items():
     _name = _schema.split("(")[0]

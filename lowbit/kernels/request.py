@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from lowbit.definition.noise import Key
+from lowbit.definition.scale import outer_scale
 from lowbit.formats import (
     BlockFormat,
     FloatFormat,
@@ -25,6 +26,7 @@ from lowbit.kernels.cpu import calls as cpu
 from lowbit.kernels.layout import tensor_range
 
 _WIDE = {ScaleFormat.E8M0: 0, ScaleFormat.BF16: 2, ScaleFormat.FP32: 3}  # 1: a minifloat
+_OUTERS = [OuterScale.NONE, OuterScale.TENSOR, OuterScale.ROW]
 _ROUNDINGS = [Rounding.NEAREST, Rounding.HALF_AWAY, Rounding.STOCHASTIC]
 
 
@@ -50,7 +52,7 @@ def describe(format: BlockFormat) -> list[float]:
         format.least_scale,
         float(_ROUNDINGS.index(format.rounding)),
         *(float(format.scale.mantissa_bits), float(format.scale.min_exponent), format.scale.max),
-        *(float(format.scale_rule is ScaleRounding.UP), float(format.outer is OuterScale.TENSOR)),
+        *(float(format.scale_rule is ScaleRounding.UP), float(_OUTERS.index(format.outer))),
         *block,
     ]
 
@@ -92,14 +94,10 @@ class Request:
     def limit(self) -> float:
         return torch.finfo(self.dtype).max if self.saturates else math.inf
 
-    @property
-    def scaled(self) -> bool:
-        """By a tensor scale as well (NV formats)."""
-        return self.format.outer is OuterScale.TENSOR
-
-    def tensor_scale(self, x: Tensor) -> Tensor | None:
-        if not self.scaled:
-            return None
+    def outer_scale(self, x: Tensor, dim: int) -> Tensor | None:
+        """Of NV formats."""
+        if self.format.outer is not OuterScale.TENSOR:
+            return outer_scale(x, self.format, dim)
         scale: Tensor = _operator("tensor_scale", x)(x, *tensor_range(self.description))
         return scale
 
@@ -111,13 +109,19 @@ class Request:
 def quantize(
     x: Tensor, dim: int, wanted: Request, apply: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Values of `x` in blocks along `dim`, and the tensor scale, multiplied in where `apply`."""
+    """Values of `x` in blocks along `dim`, and the outer scale; the tensor's is multiplied in where
+    `apply`.
+    """
     if x.dim() == 0:
         values, above = quantize(x.reshape(1), dim, wanted, apply)
-        return values.reshape(()), above
-    asked = as_it_reads(x), wanted.description, dim % x.dim(), wanted.dtype, wanted.limit
-    if not wanted.scaled:
+        return values.reshape(()), above if above is None else above.reshape(())
+    x, dim = as_it_reads(x), dim % x.dim()
+    asked = x, wanted.description, dim, wanted.dtype, wanted.limit
+    if wanted.format.outer is OuterScale.NONE:
         return _operator("quantize", x)(*asked, *wanted.noise), None
+    if wanted.format.outer is OuterScale.ROW:
+        rows = wanted.outer_scale(x, dim)
+        return _operator("quantize_rows", x)(*asked, rows, *wanted.noise), rows
     values, above = _operator("quantize_scaled", x)(*asked, apply, *wanted.noise)
     return values, above
 
@@ -127,11 +131,10 @@ def quantize_both(
 ) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
     """The matrix `x` in blocks along its rows, and along its columns: that one lies transposed."""
     x = as_it_reads(x)
-    both = across, down
-    scales = [wanted.tensor_scale(x) for wanted in both]
+    scales = [wanted.outer_scale(x, dim) for wanted, dim in ((across, 1), (down, 0))]
     first, second = _operator("quantize_both", x)(
-        *(x, across.description + down.description, [wanted.dtype for wanted in both]),
-        *([wanted.limit for wanted in both], scales, [*across.noise, *down.noise]),
+        *(x, across.description + down.description, [across.dtype, down.dtype]),
+        *([across.limit, down.limit], scales, [*across.noise, *down.noise]),
     )
     return (first, scales[0]), (second.t(), scales[1])
 
@@ -139,8 +142,8 @@ def quantize_both(
 def codes(
     x: Tensor, dim: int, format: BlockFormat, key: Key | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """INT8 codes of the matrix `x` with the axis `dim` of the blocks last, scales, tensor scale."""
+    """INT8 codes of the matrix `x` with the axis `dim` of the blocks last, scales, outer scale."""
     x = as_it_reads(x)
     wanted = Request(format, key, torch.int8)
-    above = wanted.tensor_scale(x)
+    above = wanted.outer_scale(x, dim)
     return *_operator("codes", x)(x, wanted.description, dim, above, *wanted.noise), above

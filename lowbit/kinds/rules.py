@@ -68,3 +68,7 @@ class OuterScale(Enum):
 
     NONE = "none"
     TENSOR = "tensor"  #: one for the whole tensor
+    ROW = "row"
+    """One for each line of blocks, along the axis that the GEMM contracts: one for each token of
+    fprop's input, whose blocks then depend on no other token; of weights for each output, of
+    wgrad's operands, whose contraction runs over the tokens, for each feature."""

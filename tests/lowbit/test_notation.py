@@ -42,7 +42,8 @@ def formats(draw: Any) -> BlockFormat:
     element, scale = draw(ELEMENTS), draw(SCALES)
     rule = draw(st.sampled_from(rules_of(scale, element)))
     size = draw(st.one_of(st.integers(1, 64), st.just(-1), st.just((4, 8))))
-    outer = draw(st.sampled_from([None, *OuterScale])) if scale.is_minifloat else None
+    outers = [None, *OuterScale][: 3 if isinstance(size, tuple) else 4]  # no rows of 2-D blocks
+    outer = draw(st.sampled_from(outers)) if scale.is_minifloat else None
     name = draw(st.sampled_from(["foo", "int5", "e2m1_ue5m3"]))
     if named(name) is not None:
         element = E2M1
@@ -119,6 +120,7 @@ NONSENSE = {
     "another's rule": ({"name": "nvint8", "scale_rule": "four_over_six"}, "nearest, up, best"),
     "e8m0's rule": ({"name": "nvint8", "scale_rule": "floor"}, "nearest, up, best"),
     "a scale above e8m0": ({"name": "mxint8", "outer_scale": "tensor"}, "outer_scale"),
+    "rows of 2-D blocks": ({"name": "nvfp4_b16x16", "outer_scale": "row"}, "2-D blocks have none"),
     "an asymmetric float": ({"name": "mxfp8", "symmetric": False}, "symmetric"),
     "a block of text": ({"name": "mxint8", "block_size": "16"}, "block_size"),
     "a list": (["mxint8"], "neither"),

@@ -29,7 +29,7 @@ from lowbit import (
     qsnr_db,
     quantize,
 )
-from lowbit.formats import E2M1, NAMED, rules_of
+from lowbit.formats import E2M1, NAMED, OuterScale, rules_of
 
 SCALES = st.one_of(
     st.sampled_from(
@@ -192,9 +192,9 @@ def _powers(amax: Fraction, most: Fraction, format: BlockFormat) -> list[Fractio
 
 
 def _oracle(x: list[Fraction], total: Fraction, format: BlockFormat) -> list[Fraction]:
-    """One block's values; `total` is the tensor's largest magnitude."""
+    """One block's values; `total` is the largest magnitude under its outer scale."""
     above = None
-    if format.outer.value == "tensor":
+    if format.outer is not OuterScale.NONE:
         reach = _fp32(Fraction(format.most_scale) * Fraction(format.element.max))
         floor = max(Fraction(2) ** -117, Fraction(2) ** -126 / Fraction(format.scale.smallest))
         above = max(_fp32(total / reach), floor)
@@ -220,7 +220,7 @@ def any_format(draw: Any) -> BlockFormat:
     element, scale = draw(ELEMENTS), draw(SCALES)
     rule = draw(st.sampled_from(rules_of(scale, element)))
     rounding = draw(st.sampled_from([Rounding.NEAREST, Rounding.HALF_AWAY]))
-    outer = draw(st.sampled_from(["none", "tensor"])) if scale.is_minifloat else None
+    outer = draw(st.sampled_from(["none", "tensor", "row"])) if scale.is_minifloat else None
     size = draw(st.sampled_from([1, 3, 4, 8, 16, 32]))
     format = BlockFormat("foo", element, scale, size, rule, rounding)
     return block_format(format, outer_scale=outer)
@@ -245,8 +245,9 @@ def test_any_format_in_exact_arithmetic_and_in_kernels(
     assert torch.equal(fake_quantize(x, random, dim, key=Key.of(seed)), drawn)
     assert torch.equal(quantize(x, format, dim).dequantize(x.dtype), defined)
     rows = x.float() if across else x.float().T
-    found, total = defined if across else defined.T, Fraction(float(x.float().abs().max()))
+    found, most = defined if across else defined.T, x.float().abs().max()
     for row, ours in zip(rows.tolist(), found.tolist(), strict=True):
+        total = Fraction(max(map(abs, row)) if format.outer is OuterScale.ROW else float(most))
         for begin in range(0, len(row), format.block_size):
             block = [Fraction(v) for v in row[begin : begin + format.block_size]]
             wanted = torch.tensor([float(v) for v in _oracle(block, total, format)]).to(x.dtype)

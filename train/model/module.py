@@ -32,6 +32,7 @@ from train.model.step import (
     Optimization,
     TrainState,
     adamw,
+    apart,
     clip_gradients,
     lr_factor,
     mean_loss,
@@ -140,8 +141,6 @@ class PretrainModule(LightningModule):
         modules = self.model.named_modules()
         return {name: module for name, module in modules if isinstance(module, QuantLinear)}
 
-    # --- training -------------------------------------------------------------------------------
-
     def on_train_start(self) -> None:
         """The learning rate is the schedule's, not what a checkpoint of another horizon holds."""
         for optimizer in self.trainer.optimizers:
@@ -200,20 +199,21 @@ class PretrainModule(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(dict(metrics), step=self.trainer.global_step)
 
-    # --- validation -----------------------------------------------------------------------------
-
     def on_validation_epoch_start(self) -> None:
         self.reuse.forget()  # callbacks may have swapped the weights (averages)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """The losses of the tokens, FP32 [B, S]."""
-        finished = max(self.state.step, self._loaded_step)
-        self._enter_step(max(finished - 1, 0), batch)  # as the last update computed
-        found = self._validate(batch, self.val_loss)
+        """The losses of the tokens, FP32 [B, S], whatever the batch."""
+        step = max(self.state.step, self._loaded_step, 1) - 1  # as the last update computed
+        self._enter_step(step, batch)
+        found = []
+        for part in apart(self.model, batch):
+            self._enter_step(step, part)
+            found.append(self._validate(part, self.val_loss))
         if self.validate_bf16:
             with unquantized(self.model):
                 self._validate(batch, self.val_loss_bf16)
-        return found
+        return torch.cat(found)
 
     def _validate(self, batch: Mapping[str, Tensor], metric: Metric) -> Tensor:
         """A batch of padding is computed too: under FSDP2 all ranks must gather together."""
@@ -236,8 +236,6 @@ class PretrainModule(LightningModule):
         self.log_row(self.validation)
         self.log("val_loss", losses["val/loss"], prog_bar=True, logger=False)
         check_validation(losses, self.state)
-
-    # --- optimizer ----------------------------------------------------------------------------
 
     def lr_factor(self, step: int) -> float:
         """On the peak learning rate, for the update with this number, from 0."""

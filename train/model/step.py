@@ -1,7 +1,7 @@
 """One optimizer step as functions of values: its loss, its gradients' norm, its update."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from data.module import IGNORED_LABEL
+from lowbit import OuterScale, QuantLinear
 from train.model.schedule import warmup_cosine
 
 
@@ -93,6 +94,20 @@ def label_losses(logits: Tensor, labels: Tensor) -> Tensor:
 def token_losses(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """`label_losses` of what `model` predicts."""
     return label_losses(logits_of(model, batch), batch["labels"])
+
+
+def apart(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """The batch; its windows one by one where one scale for all tokens of a layer's input would
+    make what each predicts depend on those beside it.
+    """
+    recipes = (module.recipe for module in model.modules() if isinstance(module, QuantLinear))
+    inputs = (recipe.fprop_input for recipe in recipes)
+    if not any(f is not None and f.outer is OuterScale.TENSOR for f in inputs):
+        yield batch
+        return
+    for index in range(len(batch["input_ids"])):
+        own = {name: x[index : index + 1] for name, x in batch.items() if x.dim()}
+        yield own | {"first_sample": batch["first_sample"] + index}
 
 
 def mean_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

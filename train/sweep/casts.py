@@ -7,7 +7,7 @@ Every window's gap and KL stay in the run folder, as cast_windows.json.
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from train.model.controls import perturb
 from train.model.head import AUTOCAST, NAMES, compared
 from train.model.initial import empty_model, random_model
 from train.model.products import check_products
+from train.model.step import apart
 from train.runs.belonging import corpus_of, refuse_foreign, run_identity
 from train.runs.casts import CastGap
 from train.runs.record import read_record, read_whole_config
@@ -200,9 +201,12 @@ class _Models:
 
     def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         with compared(model, self._device, autocast=AUTOCAST[self._precision]):
-            inputs = {k: batch[k] for k in ("input_ids", "position_ids") if k in batch}
-            logits: Tensor = model(**inputs, use_cache=False).logits
-            return logits
+            return torch.cat([self._of(model, part) for part in apart(model, batch)])
+
+    def _of(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        inputs = {k: batch[k] for k in ("input_ids", "position_ids") if k in batch}
+        logits: Tensor = model(**inputs, use_cache=False).logits
+        return logits
 
 
 def _window_differences(reference: Tensor, own: Tensor, labels: Tensor) -> Tensor:

@@ -66,6 +66,8 @@ def job_of(
     job.out = out.data_ptr()
     if scale[0] is not None:
         job.tensor_scale, job.apply_tensor_scale = scale[0].data_ptr(), scale[1]
+        of_lines = 0 if scale[0].dim() == 0 else 1 if axes[1] == len(axes[0]) - 1 else 2
+        job.scale_lines = of_lines
     if noise[0] is not None and noise[1] is not None:
         job.segment = x.shape[-1]
         job.key, job.first_row = int(noise[0]), int(noise[1])
@@ -110,6 +112,22 @@ def quantize_scaled(
     return out, above
 
 
+def quantize_rows(
+    x: Tensor,
+    format: list[float],
+    dim: int,
+    dtype: torch.dtype,
+    limit: float,
+    above: Tensor,
+    state: Tensor | None,
+    first_row: Tensor | None,
+) -> Tensor:
+    """Operator `lowbit::quantize_rows`: under the scale of each line along `dim`, not applied."""
+    x, out, job = _whole(x, format, dim, dtype, (state, first_row), above)
+    _run(job, format, limit, x, dtype)
+    return out
+
+
 def tensor_scale(x: Tensor, most: float, least: float = LEAST) -> Tensor:
     """Operator `lowbit::tensor_scale`: scale.py's; `most` is 448 x the element's max for E4M3."""
     x, _ = without_gaps(x, by_position=False)
@@ -122,12 +140,14 @@ def _whole(
     dim: int,
     dtype: torch.dtype,
     noise: tuple[Tensor | None, Tensor | None],
+    above: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Job]:
     """`x` without gaps, where its values go, and the job."""
     x, order = without_gaps(x, by_position=noise[0] is not None or len(block_of(format)) == 2)
     out = torch.empty_like(x, dtype=dtype)
     axes = tuple(x.shape[axis] for axis in order), order.index(dim)
-    return x, out, job_of(x, out, axes, format, (None, False), noise)
+    lying = None if above is None else above.permute(order).contiguous()
+    return x, out, job_of(x, out, axes, format, (lying, False), noise)
 
 
 def _run(job: Job, format: list[float], limit: float, x: Tensor, dtype: torch.dtype) -> None:

@@ -27,7 +27,7 @@ class Job(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "out", "scales", "amax")),
         *((n, ctypes.c_int64) for n in ("outer", "rows", "columns", "block_rows", "block_columns")),
         *(("segment", ctypes.c_int64), ("tensor_scale", ctypes.c_void_p)),
-        *((name, ctypes.c_int32) for name in ("apply_tensor_scale", "transposed")),
+        *((name, ctypes.c_int32) for name in ("apply_tensor_scale", "transposed", "scale_lines")),
         *(("key", ctypes.c_uint32), ("first_row", ctypes.c_int64)),
     ]
 

@@ -29,7 +29,9 @@ def quantization_sums(x: Tensor, dim: int, wanted: Sequence[Request]) -> list[Su
         axes = (x.numel(),), 0  # rows of whole blocks are one long row
     jobs = (Job * len(wanted))()
     formats = (Format * len(wanted))()
-    scales = [request.tensor_scale(x) for request in wanted]  # kept until the kernel has read them
+    scales = [
+        request.outer_scale(x, dim) for request in wanted
+    ]  # kept until the kernel has read them
     for i, (request, above) in enumerate(zip(wanted, scales, strict=True)):
         formats[i] = c_format(tuple(request.description), request.limit)
         scale = above, above is not None

@@ -26,6 +26,7 @@ struct Format {
 };
 
 enum Scale : int32_t { E8M0, MINIFLOAT, BF16_SCALE, FP32_SCALE };
+enum ScaleLines : int32_t { WHOLE, OF_ROWS, OF_COLUMNS };  // [outer, rows]; [outer, columns]
 enum Rounding : int32_t { NEAREST, HALF_AWAY, STOCHASTIC };
 
 // One tensor, seen as [outer, rows, columns] in blocks of block_rows x block_columns.
@@ -36,9 +37,10 @@ struct Job {
     void* amax;  // bits of the largest magnitude of each block, in the type of x; null: not kept
     int64_t outer, rows, columns, block_rows, block_columns;
     int64_t segment;  // length of the tensor's own last axis: rows of random numbers
-    float* tensor_scale;  // NV formats, else null
+    float* tensor_scale;  // NV formats, else null; of each line where scale_lines says so
     int32_t apply_tensor_scale;  // multiply it into the values
     int32_t transposed;  // write [columns, rows]
+    int32_t scale_lines;  // enum ScaleLines
     uint32_t key;
     int64_t first_row;
 };

@@ -80,19 +80,20 @@ void e8m0_scales(const Format& f, int64_t n, Scratch& s) {
     s.clips = clips;
 }
 
-// UP: stochastic rounding that any remainder sends up.
-template <int SCALE, bool UP>
-void wide_scales(const Format& f, float above, int64_t n, Scratch& s) {
+// UP: stochastic rounding that any remainder sends up. EACH: `above` has one for each block.
+template <int SCALE, bool UP, bool EACH>
+void wide_scales(const Format& f, const float* above, int64_t n, Scratch& s) {
     Format grid{};
     grid.mantissa_bits = f.scale_mantissa_bits, grid.min_exponent = f.scale_min_exponent;
-    const float max = f.max, least = f.least, most = f.scale_max;
+    const float max = f.max, least = f.least, most = f.scale_max, one = *above;
     const uint32_t* __restrict amax = s.amax.data();
     float *__restrict out = s.scale.data(), *__restrict factor = s.factor.data();
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
+        const float outer = EACH ? above[i] : one;
         float scale = as_float(amax[i] >= INFINITE ? 0x7FC00000u : amax[i]) / max;
         if (SCALE == MINIFLOAT) {
-            scale = at_most(at_least(scale / above, least), most);
+            scale = at_most(at_least(scale / outer, least), most);
             scale = round_element<true, UP ? STOCHASTIC : NEAREST>(scale, grid, 0);
         } else {
             if (SCALE == BF16_SCALE) {
@@ -102,19 +103,34 @@ void wide_scales(const Format& f, float above, int64_t n, Scratch& s) {
             scale = scale == 0.0f ? 1.0f : scale;
         }
         out[i] = scale;
-        factor[i] = scale * above;
+        factor[i] = scale * outer;
     }
     s.clips = true;
 }
 
-void scales_of(const Format& f, const Job& job, int64_t blocks, Scratch& s) {
-    const float above = job.tensor_scale ? *job.tensor_scale : 1.0f;
+// What stands above the scales of a strip: of blocks along rows, those of a row share one.
+const float* above_of(const Job& job, const Place& p) {
+    static const float none = 1.0f;
+    if (!job.tensor_scale) return &none;
+    if (job.scale_lines == OF_ROWS) return job.tensor_scale + p.outer * job.rows + p.block_row;
+    if (job.scale_lines == OF_COLUMNS) return job.tensor_scale + p.outer * job.columns + p.begin;
+    return job.tensor_scale;
+}
+
+template <int SCALE, bool EACH>
+void wide_scales(const Format& f, const float* above, int64_t n, Scratch& s) {
+    return f.up ? wide_scales<SCALE, true, EACH>(f, above, n, s)
+                : wide_scales<SCALE, false, EACH>(f, above, n, s);
+}
+
+void scales_of(const Format& f, const Job& job, const Place& p, int64_t blocks, Scratch& s) {
+    const float* above = above_of(job, p);
     switch (f.scale) {
         case E8M0: return e8m0_scales(f, blocks, s);
         case MINIFLOAT:
-            return (f.up ? wide_scales<MINIFLOAT, true> : wide_scales<MINIFLOAT, false>)(f, above, blocks, s);
-        case BF16_SCALE:
-            return (f.up ? wide_scales<BF16_SCALE, true> : wide_scales<BF16_SCALE, false>)(f, above, blocks, s);
+            return job.scale_lines == OF_COLUMNS ? wide_scales<MINIFLOAT, true>(f, above, blocks, s)
+                                              : wide_scales<MINIFLOAT, false>(f, above, blocks, s);
+        case BF16_SCALE: return wide_scales<BF16_SCALE, false>(f, above, blocks, s);
         default: return wide_scales<FP32_SCALE, false>(f, above, blocks, s);
     }
 }

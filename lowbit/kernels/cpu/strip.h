@@ -149,7 +149,7 @@ void strip(const Format& f, const Job& job, const Place& p, Scratch& s) {
     const int64_t size = job.block_columns;
     const Strip t(job, p);
     const In* x = static_cast<const In*>(job.x) + t.first;
-    scales_of(f, job, t.blocks, s);
+    scales_of(f, job, p, t.blocks, s);
     if (job.scales) std::copy_n(s.scale.data(), t.blocks, job.scales + first_block(job, p));
     const float above = job.apply_tensor_scale ? *job.tensor_scale : 1.0f;
     const bool tiled = job.transposed || !job.out;

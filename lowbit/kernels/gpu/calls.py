@@ -53,6 +53,20 @@ def quantize_scaled(
     return _quantized(x, format, dim, dtype, limit, (above, apply), noise), above
 
 
+def quantize_rows(
+    x: Tensor,
+    format: list[float],
+    dim: int,
+    dtype: torch.dtype,
+    limit: float,
+    above: Tensor,
+    state: Tensor | None,
+    first_row: Tensor | None,
+) -> Tensor:
+    """Operator `lowbit::quantize_rows`."""
+    return _quantized(x, format, dim, dtype, limit, (above, False), (state, first_row))
+
+
 def _quantized(
     x: Tensor,
     format: list[float],
@@ -66,6 +80,11 @@ def _quantized(
     x, order = without_gaps(x, noise[0] is not None or len(block) == 2)
     out = torch.empty_like(x, dtype=dtype)
     dim = order.index(dim)
+    above = (
+        scale[0]
+        if scale[0] is None or scale[0].dim() == 0
+        else scale[0].permute(order).contiguous()
+    )
     seen = layout(tuple(x.shape[axis] for axis in order), dim, block)
     if len(block) == 1:
         block = (1, *block) if dim == x.dim() - 1 else (*block, 1)
@@ -74,8 +93,16 @@ def _quantized(
     grid = (seen.outer * _tiles(seen.rows, tile[0]) * _tiles(seen.columns, tile[1]),)
     with _device_of(x):
         gpu_quantize.quantize[grid](
-            *(_bits(x), _bits(out), scale[0], seen.rows, seen.columns, limit, x.shape[-1]),
-            *(*map(_number, noise), constants(format), rows, columns, *tile, scale[1]),
+            *(_bits(x), _bits(out), above, seen.rows, seen.columns, limit, x.shape[-1]),
+            *(
+                *map(_number, noise),
+                constants(format),
+                rows,
+                columns,
+                *tile,
+                scale[1],
+                dim < x.dim() - 1,
+            ),
             **launch_options(tile),
         )
     return out

@@ -116,7 +116,7 @@ def _spread(per_block, ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexp
 
 @triton.jit
 def _quantized(x, noise, above, FORMAT: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
-    """Code x block scale of a tile of whole blocks, R x C each; `above` is the tensor's scale."""
+    """Code x block scale of a tile of whole blocks, R x C each, under the outer scale `above`."""
     FLOAT: tl.constexpr = FORMAT[0]
     MANTISSA: tl.constexpr = FORMAT[1]
     LOW: tl.constexpr = FORMAT[2]
@@ -184,20 +184,35 @@ def _tile(rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return program // across // down, r, c, (r < rows) & (c < columns)
 
 
+@triton.jit
+def _above(pointer, outer, r, c, rows, columns, OUTER: tl.constexpr, DOWN: tl.constexpr):
+    """The tensor's scale; or of each line of a tile, along its rows or DOWN its columns."""
+    if OUTER == 0:
+        scale = 1.0
+    elif OUTER == 1:
+        scale = tl.load(pointer)
+    elif DOWN:
+        scale = tl.load(pointer + outer * columns + c, mask=c < columns, other=1.0)
+    else:
+        scale = tl.load(pointer + outer * rows + r, mask=r < rows, other=1.0)
+    return scale
+
+
 @triton.jit(do_not_specialize=["key", "first_row"])
 def quantize(
     x, out, above, rows, columns, limit, segment, key, first_row, FORMAT: tl.constexpr,
     R: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    APPLY: tl.constexpr,
+    APPLY: tl.constexpr, DOWN: tl.constexpr,
 ):  # fmt: skip
     """`x` [outer, rows, columns] to `out`, which lies like it, in blocks of R x C.
 
     Tensors are seen as int16 (BF16) or int32 (FP32). `above` is the tensor scale, multiplied in
-    where APPLY; noise is drawn by position, in rows of `segment` values.
+    where APPLY, or that of each line along the blocks, which lie DOWN the columns or not; noise is
+    drawn by position, in rows of `segment` values.
     """
     outer, r, c, inside = _tile(rows, columns, ROWS, COLUMNS)
     offset = (outer * rows + r) * columns + c
-    tensor_scale = tl.load(above) if FORMAT[14] else 1.0
+    tensor_scale = _above(above, outer, r, c, rows, columns, FORMAT[14], DOWN)
     noise = _uniform(offset, segment, key, first_row) if FORMAT[9] == STOCHASTIC else 0.0
     value = _quantized(_load(x, offset, inside), noise, tensor_scale, FORMAT, R, C)
     if APPLY:
@@ -207,36 +222,20 @@ def quantize(
 
 @triton.jit(do_not_specialize=["key_across", "key_down", "row_across", "row_down"])
 def quantize_both(
-    x,
-    across,
-    down,
-    above_across,
-    above_down,
-    rows,
-    columns,
-    limit_across,
-    limit_down,
-    key_across,
-    key_down,
-    row_across,
-    row_down,
-    ACROSS: tl.constexpr,
-    DOWN: tl.constexpr,
-    C: tl.constexpr,
-    R: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    x, across, down, above_across, above_down, rows, columns, limit_across, limit_down, key_across,
+    key_down, row_across, row_down, ACROSS: tl.constexpr, DOWN: tl.constexpr, C: tl.constexpr,
+    R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """The matrix `x` in blocks of C along its rows, and of R along its columns: `down` lies
     transposed, [columns, rows].
     """
     _, r, c, inside = _tile(rows, columns, ROWS, COLUMNS)
     offset = r * columns + c
     value = _load(x, offset, inside)
-    scale = tl.load(above_across) if ACROSS[14] else 1.0
+    scale = _above(above_across, 0, r, c, rows, columns, ACROSS[14], False)
     noise = _uniform(offset, columns, key_across, row_across) if ACROSS[9] == STOCHASTIC else 0.0
     _store(across, offset, inside, _quantized(value, noise, scale, ACROSS, 1, C), limit_across)
-    scale = tl.load(above_down) if DOWN[14] else 1.0
+    scale = _above(above_down, 0, r, c, rows, columns, DOWN[14], True)
     noise = _uniform(offset, columns, key_down, row_down) if DOWN[9] == STOCHASTIC else 0.0
     _store(down, c * rows + r, inside, _quantized(value, noise, scale, DOWN, R, 1), limit_down)
 

@@ -205,9 +205,12 @@ def test_reads_any_memory_layout(name: str) -> None:
     assert quantized.stride() == x[0].t().stride()  # read and written where it lies
 
 
+ROWS = replace(lowbit.block_format("nvfp4"), outer_scale=lowbit.OuterScale.ROW)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(64, 96), (70, 33), (1, 32), (33, 1), (256, 1408)])
-@pytest.mark.parametrize("format", FORMATS[::4], ids=str)
+@pytest.mark.parametrize("format", [*FORMATS[::4], ROWS], ids=str)
 def test_both_axes_in_one_read(
     format: BlockFormat,
     shape: tuple[int, int],

@@ -18,7 +18,17 @@ from torch import Tensor
 
 import lowbit
 from lowbit import kernels
-from lowbit.formats import E4M3, NAMED, BlockFormat, IntFormat, Rounding, ScaleFormat, ScaleRule
+from lowbit.definition.scale import outer_scale
+from lowbit.formats import (
+    E4M3,
+    NAMED,
+    BlockFormat,
+    IntFormat,
+    OuterScale,
+    Rounding,
+    ScaleFormat,
+    ScaleRule,
+)
 from lowbit.kernels.request import Request
 from lowbit.quantize import quantize_values
 
@@ -35,6 +45,7 @@ FORMATS = [
     BlockFormat("mxint8", IntFormat(8), ScaleFormat.BF16, scale_rule=None),
     BlockFormat("mxfp8", E4M3, ScaleFormat.FP32, scale_rule=None),
     replace(NAMED["nvfp4"], scale_min=2.0**-6),
+    *(replace(NAMED[name], outer_scale=OuterScale.ROW) for name in ("nvfp4", "nvint8") * 2),
     replace(NAMED["mxint8"], block_size=(32, 16)),
     replace(NAMED["mxfp4"], block_size=1),
     replace(NAMED["mxfp8"], block_size=64),
@@ -81,9 +92,10 @@ def _wanted(x: Tensor, format: BlockFormat, number: int = 0, saturates: bool = F
     )
 
 
-def _above(gpu: Any, x: Tensor, format: BlockFormat) -> Tensor | None:
-    scaled = format.scale is ScaleFormat.E4M3
-    return gpu.tensor_scale(x, E4M3.max * format.element.max) if scaled else None
+def _above(gpu: Any, x: Tensor, format: BlockFormat, dim: int) -> Tensor | None:
+    if format.outer is not OuterScale.TENSOR:
+        return outer_scale(x, format, dim)
+    return gpu.tensor_scale(x, E4M3.max * format.element.max)
 
 
 @pytest.mark.parametrize(("index", "format"), [*enumerate(FORMATS)], ids=str)
@@ -94,7 +106,12 @@ def test_fake_quantize(
     x = _awkward(dtype, format.element.max)
     wanted = _wanted(x, format, saturates=True)
     asked = x, wanted.description, dim, dtype, wanted.limit
-    if wanted.scaled:
+    if format.outer is OuterScale.ROW:
+        rows = outer_scale(x, format, dim)
+        asked = x, wanted.description, dim, torch.float32, torch.inf
+        found = gpu.quantize_rows(*asked, rows, *wanted.noise) * rows
+        found = found.clamp_(-wanted.limit, wanted.limit).to(dtype)
+    elif format.outer is OuterScale.TENSOR:
         found = gpu.quantize_scaled(*asked, True, *wanted.noise)[0]
     else:
         found = gpu.quantize(*asked, *wanted.noise)
@@ -128,17 +145,22 @@ def test_a_batch_of_matrices_where_it_lies(
 
 @pytest.mark.parametrize(
     ("across", "down"),
-    [("mxint8", "mxint8"), ("nvfp4", "mxfp8"), ("mxfp4", "nvint8"), ("stochastic", "stochastic")],
+    [
+        *(("mxint8", "mxint8"), ("nvfp4", "mxfp8"), ("mxfp4", "nvint8")),
+        *(("stochastic", "stochastic"), ("rows", "rows"), ("rows", "nvint8")),
+    ],
 )
 def test_both_axes_in_one_read(
     gpu: Any, same_bits: Callable[..., bool], across: str, down: str
 ) -> None:
     x = _awkward(torch.bfloat16)
     known = NAMED | {"stochastic": replace(NAMED["mxfp4"], rounding=Rounding.STOCHASTIC)}
+    known["rows"] = replace(NAMED["nvint4"], outer_scale=OuterScale.ROW)
     wanted = [_wanted(x, known[name], i) for i, name in enumerate((across, down))]
+    above = [_above(gpu, x, w.format, 1 - i) for i, w in enumerate(wanted)]
     found = gpu.quantize_both(
         *(x, wanted[0].description + wanted[1].description, [w.dtype for w in wanted]),
-        *([w.limit for w in wanted], [_above(gpu, x, w.format) for w in wanted]),
+        *([w.limit for w in wanted], above),
         [*wanted[0].noise, *wanted[1].noise],
     )
     with kernels.using("off"):

@@ -42,6 +42,7 @@ COUNTS: dict[str, list[tuple[int, int]]] = {
     "mxint8_reused_weight": [(6, 0)],
     "mxint8_symmetric_bf16": [(6, 0)],
     "nvfp4": [(6, 2), (4, 2)],
+    "nvfp4_row": [(6, 2), (4, 2)],
 }
 
 
