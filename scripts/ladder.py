@@ -190,11 +190,12 @@ def tables(documents: list[dict[str, Any]]) -> list[str]:
     """Of every set of branches in the sweep."""
     lines: list[str] = []
     for document in documents:
-        rungs = read_rungs(document)
-        if rungs:
+        arms = reread(Path(document["path"])).arms
+        if not any(arm["changes"] for arm in arms):
+            rungs = read_rungs(document)
             ladder = labels_of("ladder")
             pairs = [row for row in document["pairs"] if {row["a"], row["b"]} <= ladder]
-            lines += [*ladder_table(rungs), "", *question_table(pairs), ""]
+            lines += [*ladder_table(rungs), "", *question_table(pairs), ""] if rungs else []
             if disputed := dispute_table(document, labels_of("disputes")):
                 lines += [*disputed, ""]
             if casts := read_casts(Path(document["path"])):
@@ -232,7 +233,8 @@ def main() -> int:
             if row["recipe"] == FLOOR
         ]
         rungs = [rung for one in found["branches"] for rung in read_rungs(one)]
-        draw(rungs, max(floors, default=None), args.draw)
+        if rungs:
+            draw(rungs, max(floors, default=None), args.draw)
     return 0
 
 
