@@ -74,6 +74,14 @@ class Backend(Protocol):
         """a @ b + bias in `dtype`."""
 
 
+def one_by_one(
+    backend: Backend, x: Tensor, across: Wanted, down: Wanted
+) -> tuple[Operand, Operand]:
+    """`Backend.operands` where one read of `x` saves nothing."""
+    first = backend.operand(x, across[0], 1, across[1])
+    return first, backend.operand(x, down[0], 0, down[1])
+
+
 class Emulate:
     """Operands hold quantized values in the compute dtype; `lowbit.bf16` multiplies them.
 
@@ -97,7 +105,7 @@ class Emulate:
         """Both operands made of one tensor: blocks along its rows, and along its columns."""
         if (done := kernels.operands(x, across, down)) is not None:
             return Operand(*done[0]), Operand(*done[1])
-        return self.operand(x, across[0], 1, across[1]), self.operand(x, down[0], 0, down[1])
+        return one_by_one(self, x, across, down)
 
     def stored(self, x: Tensor, format: BlockFormat, dim: int, key: Key | None) -> QuantizedTensor:
         """The codes of an operand, to be kept for later."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowbit import kernels
-from lowbit.backend import Emulate, Operand, PlainOperand, Wanted
+from lowbit.backend import Emulate, Operand, PlainOperand, one_by_one
 from lowbit.definition.noise import Key
 from lowbit.formats import Arithmetic, BlockFormat, IntFormat
 from lowbit.quantize import QuantizedTensor, quantize
@@ -125,9 +125,7 @@ class Integer:
         whole = _whole_blocks(codes.contiguous(), stored.format)
         return IntegerOperand(whole, stored.tensor_scale, scales, stored.dim)
 
-    def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
-        """Both from `x`, one after the other."""
-        return self.operand(x, across[0], 1, across[1]), self.operand(x, down[0], 0, down[1])
+    operands = one_by_one
 
     def matmul(self, a: Operand, b: Operand, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """INT32 within a block, FP32 across; `a` blocked along its rows, `b` along its columns."""

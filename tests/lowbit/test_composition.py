@@ -109,8 +109,10 @@ def test_any_split_of_a_batch_draws_the_same(split: list[int]) -> None:
     """Sequences of 64 tokens keep blocks inside a micro-batch: the operands are the same bits."""
     seen: dict[str, list[Tensor]] = {}
 
+    from lowbit.backend import Emulate, one_by_one
+
     class Recording:
-        name = "recording"
+        name, operands = "recording", one_by_one
 
         def operand(self, x: Tensor, format: Any, dim: int, key: Any) -> Any:
             operand = Emulate().operand(x, format, dim, key)
@@ -118,13 +120,8 @@ def test_any_split_of_a_batch_draws_the_same(split: list[int]) -> None:
             seen.setdefault(index, []).append(operand.values)
             return operand
 
-        def operands(self, x: Tensor, across: Any, down: Any) -> Any:
-            return self.operand(x, across[0], 1, across[1]), self.operand(x, down[0], 0, down[1])
-
         def matmul(self, *args: Any) -> Tensor:
             return Emulate().matmul(*args)
-
-    from lowbit.backend import Emulate
 
     torch.manual_seed(0)
     linear, input, upstream = nn.Linear(32, 64), torch.randn(4, 64, 32), torch.randn(4, 64, 64)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fit(tiny_data: Path, recipes: Path, tiny: Path) -> Callable[..., int]:
     """`lowbit fit` of a tiny model in this process, on one thread: sums depend on their number."""
 
@@ -114,6 +115,21 @@ def fit(tiny_data: Path, recipes: Path, tiny: Path) -> Callable[..., int]:
         return main(["fit", *layers, *place, *overrides])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def whole_run(
+    fit: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The folder of an uninterrupted run with these arguments: trained once, to be looked at."""
+
+    @cache
+    def train(recipe: str, *overrides: str) -> Path:
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        assert fit(folder, recipe, *overrides) == 0
+        return folder
+
+    return train
 
 
 @pytest.fixture(autouse=True)

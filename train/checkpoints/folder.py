@@ -149,6 +149,9 @@ def sweep_leftovers(folder: Path) -> None:
 class AtomicCheckpointIO(CheckpointIO):
     """Writes beside the target, syncs to disk, and renames the folder as the last act."""
 
+    def __init__(self, chosen: Path | None = None) -> None:
+        self._chosen = chosen  # which this process has just hashed
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
@@ -162,8 +165,13 @@ class AtomicCheckpointIO(CheckpointIO):
             raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> Any:
-        verify_checkpoint(Path(path))
+        self.verify(Path(path))
         return load_state(Path(path), "cpu" if map_location is None else map_location)
+
+    def verify(self, path: Path) -> None:
+        """`verify_checkpoint`, once a process."""
+        if path != self._chosen:
+            verify_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
         """By a rename first: a kill on the way leaves no half of a checkpoint."""

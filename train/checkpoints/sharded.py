@@ -23,7 +23,6 @@ from train.checkpoints.folder import (
     load_state,
     open_staging,
     publish,
-    verify_checkpoint,
     write_state,
 )
 
@@ -56,8 +55,7 @@ def save_sharded(checkpoint: dict[str, Any], target: Path) -> None:
 def load_sharded(
     path: Path, weights: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, Any]:
-    """The state of a checkpoint of either kind, its tensors in shards like those of `weights`."""
-    verify_checkpoint(path)
+    """The state of a verified checkpoint of either kind, in shards like those of `weights`."""
     shards = {f"state_dict.{name}": value for name, value in weights.items()}
     for number, optimizer in enumerate(optimizers):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

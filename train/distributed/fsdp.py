@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from train.checkpoints.folder import AtomicCheckpointIO
 from train.checkpoints.sharded import load_sharded, save_sharded
 
 # of precision; None: gathered as stored
@@ -74,9 +75,10 @@ class FullySharded(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: Any = None) -> dict[str, Any]:
         """All ranks call it."""
         assert self.lightning_module is not None
-        return load_sharded(
-            Path(checkpoint_path), self.lightning_module.state_dict(), self.optimizers
-        )
+        path, io = Path(checkpoint_path), self.checkpoint_io
+        assert isinstance(io, AtomicCheckpointIO)
+        io.verify(path)
+        return load_sharded(path, self.lightning_module.state_dict(), self.optimizers)
 
     @property
     def lightning_restore_optimizer(self) -> bool:

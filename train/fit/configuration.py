@@ -197,7 +197,7 @@ class RunCLI(LightningCLI):
         board = EventLog(self.run_dir, step + 1, patient=patient)
         trainer = super().instantiate_trainer(
             logger=[board, MetricsCsv(self.run_dir, step, patient=patient)],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(self.resume_point)],
             profiler=self.config_init["trainer"]["profiler"] or StepTimes(),
             val_check_interval=validation_interval(self.config_init["trainer"]),
         )

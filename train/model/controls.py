@@ -17,7 +17,7 @@ from lowbit import (
     Rounding,
     fake_quantize,
 )
-from lowbit.backend import PlainOperand, Wanted
+from lowbit.backend import PlainOperand, one_by_one
 from lowbit.definition.noise import uniform
 from lowbit.recipe import OPERANDS
 
@@ -57,9 +57,7 @@ class SignedError(Emulate):
         sign = 1 - 2 * (uniform(tuple(x.shape), key, x.device) < 0.5).to(x.dtype)
         return Operand(x + sign * error)
 
-    def operands(self, x: Tensor, across: Wanted, down: Wanted) -> tuple[Operand, Operand]:
-        """Both, each with signs of its own."""
-        return self.operand(x, across[0], 1, across[1]), self.operand(x, down[0], 0, down[1])
+    operands = one_by_one  # each with signs of its own
 
 
 def with_keys(policy: LayerPolicy) -> LayerPolicy:

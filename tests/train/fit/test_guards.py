@@ -72,9 +72,9 @@ def test_a_diverged_run_resumes_from_its_last_good_checkpoint(
     tmp_path: Path,
     on_micro_batch: Callable[..., None],
     assert_same_run: Callable[..., None],
+    whole_run: Callable[..., Path],
 ) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert fit(whole, "mxint8", *EVERY) == 0
+    whole, run = whole_run("mxint8", *EVERY), tmp_path / "run"
     on_micro_batch(5, poison_layer)
     assert fit(run, "mxint8", *EVERY) == 3
     on_micro_batch(-1, poison_layer)

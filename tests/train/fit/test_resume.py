@@ -1,6 +1,7 @@
 """A resumed run is the run that was never interrupted; what is not that run is refused."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from train.checkpoints.folder import complete_checkpoints
+from train.checkpoints.folder import complete_checkpoints, file_digest
 from train.runs.record import run_status
 
 Fit = Callable[..., int]
@@ -21,11 +22,11 @@ def stop(module: Any) -> None:
 
 
 def test_resume_twice_in_a_row(
-    fit: Fit, tmp_path: Path, on_micro_batch: Stop, assert_same_run: Callable[..., None]
-) -> None:
+    fit: Fit, tmp_path: Path, on_micro_batch: Stop, assert_same_run: Callable[..., None],
+    whole_run: Callable[..., Path],
+) -> None:  # fmt: skip
     """Stopped in both micro-batches of a step: the accumulation is finished first."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert fit(whole, "mxint8", *EVERY) == 0
+    whole, parts = whole_run("mxint8", *EVERY), tmp_path / "parts"
     for micro_batch in (2, 7):
         on_micro_batch(micro_batch, stop)
         assert fit(parts, "mxint8", *EVERY) == 143
@@ -56,11 +57,11 @@ def test_resume_across_a_schedule_switch(
     tmp_path: Path,
     on_micro_batch: Stop,
     assert_same_run: Callable[..., None],
+    whole_run: Callable[..., Path],
 ) -> None:
     """The recipe ends after 4 of 5 steps; stopped after step 4, and after step 5."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = (*EVERY, "--model.policy.phases", "[{start: 0.8}]", "--trainer.max_steps", "6")
-    assert fit(whole, "mxint8", *options) == 0
+    whole, parts = whole_run("mxint8", *options), tmp_path / "parts"
     on_micro_batch(micro_batch, stop)
     assert fit(parts, "mxint8", *options) == 143
     on_micro_batch(-1, stop)
@@ -109,14 +110,22 @@ def test_resume_a_finished_run(fit: Fit, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_going_back_leaves_the_later_checkpoints_behind(
-    fit: Fit, tmp_path: Path, assert_same_run: Callable[..., None]
-) -> None:
-    """They are of another past than the one that is now made."""
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    for folder in (whole, run):
-        assert fit(folder, "bf16", *EVERY, "--keep_checkpoints", "3") == 0
+    fit: Fit, tmp_path: Path, assert_same_run: Callable[..., None], whole_run: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """They are of another past than the one that is now made; the one loaded is hashed once."""
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(f"{path.parent.name}/{path.name}")
+        return file_digest(path)
+
+    monkeypatch.setattr("train.checkpoints.folder.file_digest", counted)
+    whole, run = whole_run("bf16", *EVERY, "--keep_checkpoints", "3"), tmp_path / "run"
+    shutil.copytree(whole, run)
     point = run / "checkpoints" / "step-00000004"
     assert fit(run, "bf16", *EVERY, "--resume", str(point)) == 0
+    assert hashed.count("step-00000004/state.ckpt") == 1
     aside = {p.name for p in (run / "checkpoints").glob("*.superseded")}
     assert aside == {"step-00000005.superseded", "step-00000006.superseded"}
     assert_same_run(run, whole)

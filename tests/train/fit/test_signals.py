@@ -34,10 +34,10 @@ def test_sigterm_one_process(
     tmp_path: Path,
     on_micro_batch: Callable[..., None],
     assert_same_run: Callable[..., None],
+    whole_run: Callable[..., Path],
 ) -> None:
     """Sent in the first micro-batch of step 3: the step is finished, and no other begun."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert fit(whole, "mxint8", *STEPS) == 0
+    whole, parts = whole_run("mxint8", *STEPS), tmp_path / "parts"
     on_micro_batch(4, raise_signal(number))
     assert fit(parts, "mxint8", *STEPS) == code
     assert [p.name for p in complete_checkpoints(parts / "checkpoints")] == ["step-00000003"]
@@ -54,13 +54,13 @@ def test_a_stop_does_not_wait_for_validation(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     assert_same_run: Callable[..., None],
+    whole_run: Callable[..., Path],
 ) -> None:
     """Step 3 validates: the resumed run begins with that validation."""
     from train.model.module import PretrainModule
 
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = (*STEPS, "--trainer.val_check_interval", "3", "--data.global_batch_size", "4")
-    assert fit(whole, "mxint8", *options) == 0
+    whole, parts = whole_run("mxint8", *options), tmp_path / "parts"
     original, validated = getattr(PretrainModule, moment), []
 
     def step(self: Any, batch: Any, batch_idx: int) -> Any:
