@@ -13,6 +13,7 @@ from data.durable import write_durably
 from train.compare.gaps import matched, pairs_of, val_gaps
 from train.compare.plot import plot
 from train.output.files import json_text
+from train.runs.identity import flat
 from train.runs.metrics import Array
 from train.runs.run import Curve, Run
 from train.stats.intervals import MIN_UNITS, interval
@@ -60,14 +61,7 @@ def _details(runs: list[Run], result: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(run: Run) -> dict[str, Any]:
     found = {k: v for k, v in run.info.items() if k not in NOT_SETTINGS}
-    return _flat(found | ({"config.yaml": run.config} if run.config else {}))
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    items = (_flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in value.items())
-    return {k: v for item in items for k, v in item.items()}
+    return flat(found | ({"config.yaml": run.config} if run.config else {}))
 
 
 def _differing(settings: list[dict[str, Any]]) -> dict[str, list[str]]:

@@ -22,11 +22,7 @@ from lowbit.definition.noise import uniform
 from lowbit.recipe import OPERANDS
 
 Control = Literal["perturbed", "noise"]
-PERTURBATION = 1e-6
-MEANING = {
-    "perturbed": f"weights plus normal noise of standard deviation {PERTURBATION:g}",
-    "noise": "operands plus their quantization error with a random sign: its size, mean zero",
-}
+PERTURBATION = 1e-6  # standard deviation of what the weights of `perturbed` are moved by
 
 
 @torch.no_grad()

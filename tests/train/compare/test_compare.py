@@ -1,6 +1,5 @@
 """The gaps, their intervals and verdicts, the refusals and the exit codes of `lowbit compare`."""
 
-import argparse
 import math
 import subprocess
 import sys
@@ -19,21 +18,11 @@ from train.runs.run import Run, read_runs
 from train.stats.intervals import t_cdf, t_quantile
 
 Make = Callable[..., Path]
+Verb = Callable[..., int]
+pytestmark = pytest.mark.usefixtures("no_pictures")
 Capture = pytest.CaptureFixture[str]
 DATA = {"fingerprint": "f0", "seq_len": 8, "global_batch_size": 4}
 TRAIN, VAL = [3.0, 2.0, 1.0], {1: 3.5, 3: 2.0}
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take half a second each; test_report.py looks at them."""
-    monkeypatch.setattr("train.compare.report.plot", lambda *_: None)
-
-
-def lowbit_compare(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    return compare.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +128,7 @@ MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_mismatch_is_refused_by_name_unless_allowed(
-    tmp_path: Path, make_run: Make, field: str, capsys: Capture
+    tmp_path: Path, make_run: Make, field: str, capsys: Capture, lowbit_compare: Verb
 ) -> None:
     change, message = MISMATCHES[field]
     info: dict[str, Any] = {"max_steps": 3, "data": DATA | {"seed": 0}}
@@ -155,7 +144,9 @@ def test_mismatch_is_refused_by_name_unless_allowed(
     assert f"Allowed: {field}" in capsys.readouterr().out
 
 
-def test_seeds_that_repeat_one_unit_are_refused(tmp_path: Path, make_run: Make) -> None:
+def test_seeds_that_repeat_one_unit_are_refused(
+    tmp_path: Path, make_run: Make, lowbit_compare: Verb
+) -> None:
     unit = {"initial_weights": "w", "data": DATA | {"seed": 0}}
     for seed in (0, 1):
         make_run(tmp_path / f"bf16-s{seed}", TRAIN, VAL, seed=seed, **unit)
@@ -172,7 +163,7 @@ def test_a_control_may_start_from_perturbed_weights(tmp_path: Path, make_run: Ma
 
 
 def test_diverged_and_failed_runs_are_shown(
-    tmp_path: Path, make_run: Make, capsys: Capture
+    tmp_path: Path, make_run: Make, capsys: Capture, lowbit_compare: Verb
 ) -> None:
     for seed in range(4):
         make_run(tmp_path / f"bf16-s{seed}", TRAIN, VAL, seed=seed)
@@ -203,7 +194,9 @@ def test_runs_that_ended_badly_or_not_at_all_are_in_no_mean(
     assert recipe["seed_spread"] == pytest.approx(0.125**0.5)
 
 
-def test_one_seed_has_no_verdict(tmp_path: Path, make_run: Make, capsys: Capture) -> None:
+def test_one_seed_has_no_verdict(
+    tmp_path: Path, make_run: Make, capsys: Capture, lowbit_compare: Verb
+) -> None:
     base = make_run(tmp_path / "bf16-s0", TRAIN, VAL)
     make_run(tmp_path / "mxint8-s0", TRAIN, {3: 2.5}, recipe="mxint8")
     assert lowbit_compare(tmp_path) == 0

@@ -86,9 +86,8 @@ def branches() -> BranchSet:
 
 def test_compare_shows_branches_beside_full_runs(
     tmp_path: Path, make_run: Make, branches: BranchSet, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    no_pictures: None,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("train.compare.report.plot", lambda *_: None)
     make_run(tmp_path / "bf16-s0", [3.0, 2.0], {2: 2.5})
     branches.write(tmp_path / "branches-h5")
     assert read_branches(tmp_path / "branches-h5") == branches
@@ -126,10 +125,9 @@ LOST: dict[str, Callable[[dict[str, Any]], bool]] = {
 @pytest.mark.parametrize("label", ["x", "bf16"])
 def test_diverged_branches_take_the_verdict_with_them(
     tmp_path: Path, make_run: Make, branches: BranchSet, case: str, label: str,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    no_pictures: None, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Whichever of the two arms they are of; the comparison is written all the same."""
-    monkeypatch.setattr("train.compare.report.plot", lambda *_: None)
     lost = [unit for unit in branches.units if LOST[case](unit)]
     for unit in lost:
         unit["losses"][label] = None

@@ -1,6 +1,5 @@
 """Bounds for CI: what passes --max-gap and --assert-equal, and what must not."""
 
-import argparse
 import json
 import math
 import re
@@ -10,28 +9,19 @@ from typing import Any
 
 import pytest
 
-from train.compare import compare
 from train.compare.branches import BranchSet
 
 Make = Callable[..., Path]
+Verb = Callable[..., int]
+pytestmark = pytest.mark.usefixtures("no_pictures")
 Capture = pytest.CaptureFixture[str]
 TRAIN, VAL = [3.0, 2.0, 1.0], {1: 3.5, 3: 2.0}
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take half a second each; test_report.py looks at them."""
-    monkeypatch.setattr("train.compare.report.plot", lambda *_: None)
-
-
-def lowbit_compare(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    return compare.run(parser.parse_args([str(argument) for argument in arguments]))
-
-
 @pytest.mark.parametrize(("bound", "code"), [("0.51", 1), ("0.52", 1), ("0.53", 0)])
-def test_exit_code_over_max_gap(tmp_path: Path, make_run: Make, bound: str, code: int) -> None:
+def test_exit_code_over_max_gap(
+    tmp_path: Path, make_run: Make, bound: str, code: int, lowbit_compare: Verb
+) -> None:
     """Gaps 0.49 to 0.51: their mean is 0.5, the upper end of the 95 % interval 0.5248."""
     sweep(make_run, tmp_path, [0.49, 0.5, 0.51])
     assert lowbit_compare(tmp_path, "--max-gap", bound) == code
@@ -70,7 +60,7 @@ NOT_PASSED: dict[str, Callable[[Make, Path], object]] = {
 
 @pytest.mark.parametrize("case", NOT_PASSED)
 def test_what_does_not_pass_max_gap(
-    tmp_path: Path, make_run: Make, case: str, capsys: Capture
+    tmp_path: Path, make_run: Make, case: str, capsys: Capture, lowbit_compare: Verb
 ) -> None:
     NOT_PASSED[case](make_run, tmp_path)
     assert lowbit_compare(tmp_path, "--max-gap", "0.5") == 1
@@ -78,7 +68,7 @@ def test_what_does_not_pass_max_gap(
 
 
 def test_max_gap_bounds_no_control_and_passes_equal_numbers(
-    tmp_path: Path, make_run: Make, capsys: Capture
+    tmp_path: Path, make_run: Make, capsys: Capture, lowbit_compare: Verb
 ) -> None:
     sweep(make_run, tmp_path, [0.0, 0.001, 0.002])
     sweep(make_run, tmp_path, [9.0, 9.1, 9.2], recipe="noise", control="noise")
@@ -104,7 +94,7 @@ BRANCHES: dict[str, tuple[list[list[float | None]], str | None]] = {
 
 @pytest.mark.parametrize("case", BRANCHES)
 def test_max_gap_holds_branches_to_the_bound(
-    tmp_path: Path, make_run: Make, case: str, capsys: Capture
+    tmp_path: Path, make_run: Make, case: str, capsys: Capture, lowbit_compare: Verb
 ) -> None:
     """A control among them costs what it likes."""
     gaps, message = BRANCHES[case]
@@ -128,7 +118,7 @@ def test_max_gap_holds_branches_to_the_bound(
 
 
 def test_golden_curves_of_other_seeds_are_no_units(
-    tmp_path: Path, make_run: Make, capsys: Capture
+    tmp_path: Path, make_run: Make, capsys: Capture, lowbit_compare: Verb
 ) -> None:
     """Gaps 0.001 there and 0.9 here: averaged they would pass."""
     sweep(make_run, tmp_path / "old", [0.001, 0.002, 0.003])
@@ -154,7 +144,9 @@ UNEQUAL: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("case", UNEQUAL)
 @pytest.mark.parametrize("golden", [True, False])
-def test_what_is_not_equal(tmp_path: Path, make_run: Make, case: str, golden: bool) -> None:
+def test_what_is_not_equal(
+    tmp_path: Path, make_run: Make, case: str, golden: bool, lowbit_compare: Verb
+) -> None:
     for out in ("old", "new"):
         metrics = make_run(tmp_path / out / "bf16-s0", [3.0, 0.0, 1.0], VAL) / "metrics.csv"
         header, *rows = metrics.read_text().splitlines()
@@ -183,7 +175,7 @@ def test_what_is_not_equal(tmp_path: Path, make_run: Make, case: str, golden: bo
                        ("running", "finished")],
 )  # fmt: skip
 def test_equal_curves_of_runs_that_ended_otherwise(
-    tmp_path: Path, make_run: Make, one: str, other: str
+    tmp_path: Path, make_run: Make, one: str, other: str, lowbit_compare: Verb
 ) -> None:
     folders = [
         make_run(tmp_path / out / "bf16-s0", TRAIN, VAL, status=status)
@@ -192,7 +184,9 @@ def test_equal_curves_of_runs_that_ended_otherwise(
     assert lowbit_compare(*folders, "--assert-equal") == 1
 
 
-def test_assert_equal_wants_a_partner_for_every_run(tmp_path: Path, make_run: Make) -> None:
+def test_assert_equal_wants_a_partner_for_every_run(
+    tmp_path: Path, make_run: Make, lowbit_compare: Verb
+) -> None:
     for name in ("bf16", "x"):
         make_run(tmp_path / "old" / f"{name}-s0", TRAIN, VAL, recipe=name)
         make_run(tmp_path / "new" / f"{name}-s0", TRAIN, VAL, recipe=name)
@@ -210,7 +204,9 @@ def test_assert_equal_wants_a_partner_for_every_run(tmp_path: Path, make_run: Ma
 
 
 @pytest.mark.parametrize("steps", [3, 2])
-def test_a_copied_run_is_no_second_seed(tmp_path: Path, make_run: Make, steps: int) -> None:
+def test_a_copied_run_is_no_second_seed(
+    tmp_path: Path, make_run: Make, steps: int, lowbit_compare: Verb
+) -> None:
     """Whole, or as far as it had come when it was copied."""
     make_run(tmp_path / "bf16-s0", TRAIN, VAL)
     for seed in (0, 1):
@@ -221,7 +217,9 @@ def test_a_copied_run_is_no_second_seed(tmp_path: Path, make_run: Make, steps: i
         lowbit_compare(tmp_path, "--allow", "tokens")
 
 
-def test_a_bound_that_binds_nothing_is_refused(tmp_path: Path, make_run: Make) -> None:
+def test_a_bound_that_binds_nothing_is_refused(
+    tmp_path: Path, make_run: Make, lowbit_compare: Verb
+) -> None:
     base = make_run(tmp_path / "bf16-s0", TRAIN, VAL)
     with pytest.raises(ValueError, match="needs a recipe beside the baseline bf16"):
         lowbit_compare(base, "--max-gap", "1")
@@ -232,7 +230,7 @@ def test_a_bound_that_binds_nothing_is_refused(tmp_path: Path, make_run: Make) -
 
 
 def test_assert_equal_names_the_first_difference(
-    tmp_path: Path, make_run: Make, capsys: Capture
+    tmp_path: Path, make_run: Make, capsys: Capture, lowbit_compare: Verb
 ) -> None:
     folders = [make_run(tmp_path / name / "bf16-s0", TRAIN, VAL) for name in ("old", "new")]
     assert lowbit_compare(*folders, "--assert-equal") == 0
@@ -242,7 +240,7 @@ def test_assert_equal_names_the_first_difference(
 
 
 def test_golden_curves_hold_a_run_to_the_bit(
-    tmp_path: Path, make_run: Make, capsys: Capture
+    tmp_path: Path, make_run: Make, capsys: Capture, lowbit_compare: Verb
 ) -> None:
     golden = tmp_path / "ci" / "golden.json"
     for out, nudged in (("old", 2.0), ("same", 2.0), ("other", math.nextafter(2.0, 3))):

@@ -54,10 +54,9 @@ FAMILIES: dict[str, tuple[dict[str, Gaps], list[dict[str, Gaps]], int, int]] = {
 
 @pytest.mark.parametrize("case", FAMILIES)
 def test_rows_that_are_judged_are_those_with_a_verdict(
-    case: str, tmp_path: Path, make_run: Make, monkeypatch: pytest.MonkeyPatch,
+    case: str, tmp_path: Path, make_run: Make, no_pictures: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("train.compare.report.plot", lambda *_: None)
     recipes, sets, against, pairs = FAMILIES[case]
     run(make_run, tmp_path, "bf16", [0.0, 0.0, 0.0])
     for recipe, gaps in recipes.items():

@@ -18,9 +18,8 @@ LABELS = ("bf16", "int8", "fp8", "int4", "fp4")
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, make_run: Make, monkeypatch: pytest.MonkeyPatch) -> Path:
+def sweep(tmp_path: Path, make_run: Make, no_pictures: None) -> Path:
     """One run of the baseline, and branches of five arms with gaps of their own."""
-    monkeypatch.setattr("train.compare.report.plot", lambda *_: None)
     make_run(tmp_path / "bf16-s0", [3.0, 2.0], {2: 2.5})
     arms = [{"label": x, "recipe": x, "changes": {}, "control": None} for x in LABELS]
     points = [{"path": "bf16-s0/checkpoints/s", "step": 1, "max_steps": 9, "digest": "d"}]

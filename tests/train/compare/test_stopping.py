@@ -15,12 +15,8 @@ from train.stats.intervals import t_quantile
 from train.stats.strata import estimate, units_needed
 
 Make = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("no_pictures")
 FIRST, MORE = [0.01, 0.02, 0.03, 0.04], [0.02, 0.021, 0.019]  # later ones that agree too well
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.compare.report.plot", lambda *_: None)
 
 
 def runs(make_run: Make, out: Path, gaps: dict[int, float], recipe: str = "x") -> None:

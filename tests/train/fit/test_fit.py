@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,14 @@ def assert_same(a: Any, b: Any) -> None:
         assert a == b
 
 
+RUN_FILES = {  # what others read: it may grow, with a word in CHANGELOG.md
+    *("run.json", "metrics.csv", "config.yaml", "hparams.yaml", "events.out.tfevents", "lock"),
+    *("checkpoints/step-00000006/manifest.json", "checkpoints/step-00000006/state.ckpt"),
+    *("hf/README.md", "hf/config.json", "hf/generation_config.json", "hf/lowbit.json"),
+    *("hf/model.safetensors", "hf/tokenizer.json", "hf/tokenizer_config.json"),
+}
+
+
 def test_a_finished_run_is_complete(fit: Fit, tmp_path: Path, tiny_data: Path) -> None:
     run = tmp_path / "run"
     assert fit(run, "mxint8") == 0
@@ -56,6 +65,8 @@ def test_a_finished_run_is_complete(fit: Fit, tmp_path: Path, tiny_data: Path) -
     assert record["recipe"] == "mxint8"
     assert len(record["recipe_table"]) == 14
     assert set(record["recipe_table"][0].values()) == {"model.layers.0.self_attn.q_proj", "mxint8"}
+    files = (path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
+    assert {re.sub(r"(tfevents)\..*", r"\1", file) for file in files} == RUN_FILES
     metrics = rows(run)
     assert [int(row["step"]) for row in metrics] == list(range(1, 7))
     losses = [float(row["train/loss"]) for row in metrics]
