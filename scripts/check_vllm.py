@@ -2,6 +2,7 @@
 it in an environment of vLLM's own, which lowbit is not installed in.
 
 usage: check_vllm.py BF16_FOLDER EXPORT float32|bfloat16
+BF16_FOLDER: EXPORT itself where inputs are quantized too; transformers reads it then.
 
 vLLM's loader, configuration and fusion of q/k/v are the stock ones. Its CPU build has no kernels
 for most of these formats: stand-ins decode the weight it has fused to BF16, and multiply it in the
@@ -30,6 +31,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from vllm.model_executor.kernels import linear as kernels
+from vllm.model_executor.layers.quantization.utils import nvfp4_emulation_utils as emulation
 from vllm.platforms import PlatformEnum
 
 PROMPTS, LENGTH = 10, 66
@@ -61,6 +63,14 @@ def mxfp4_weight(kernel: Any, layer: Any) -> Tensor:
     return decoded(nibbles(layer.weight.data), torch.exp2(layer.weight_scale.data.float() - 127))
 
 
+def nvfp4_weight(kernel: Any, layer: Any) -> Tensor:
+    """Of CompressedTensorsW4A4Fp4, by vLLM's own emulation."""
+    above, scale = layer.weight_global_scale, layer.weight_scale.data
+    packed = layer.weight.data.view(torch.uint8)
+    decode: Callable[..., Tensor] = emulation.dequantize_to_dtype
+    return decode(packed, scale, above, torch.bfloat16, 16, swizzle=False)
+
+
 def stand_in(base: type, weight_of: Callable[[Any, Any], Tensor]) -> type:
     """A kernel for any configuration that decodes once and multiplies in the input's dtype."""
 
@@ -68,6 +78,10 @@ def stand_in(base: type, weight_of: Callable[[Any, Any], Tensor]) -> type:
         layer.decoded = nn.Parameter(weight_of(self, layer), requires_grad=False)
 
     def apply(self: Any, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        above = getattr(layer, "input_global_scale_inv", None)
+        if above is not None:  # of nvfp4 activations
+            rows = x.reshape(-1, x.shape[-1])
+            x = emulation.ref_nvfp4_quant_dequant(rows, above, 16).to(x.dtype).view(x.shape)
         return F.linear(x, layer.decoded.to(x.dtype), bias)
 
     yes = classmethod(lambda *_: (True, None))
@@ -87,11 +101,15 @@ def register() -> None:
         ("mxfp4", kernels._POSSIBLE_MXFP4_KERNELS,
          stand_in(kernels.MxFp4LinearKernel, mxfp4_weight)),
         ("mxfp8", kernels._POSSIBLE_MXFP8_KERNELS, kernels.EmulationMxfp8LinearKernel),
-        ("nvfp4", kernels._POSSIBLE_NVFP4_KERNELS, kernels.EmulationNvFp4LinearKernel),
+        ("nvfp4", kernels._POSSIBLE_NVFP4_KERNELS,
+         stand_in(kernels.NvFp4LinearKernel, nvfp4_weight)),
     ]  # fmt: skip
     for name, table, kernel in own:
         table[cpu] = [kernel, *table.get(cpu, [])]
         print(f"stand-in for {name}: {kernel.__name__}")
+    # without activations vLLM takes Marlin's class by name, on a GPU or not
+    for member in ("process_weights_after_loading", "apply_weights", "is_supported"):
+        setattr(kernels.MarlinNvFp4LinearKernel, member, own[-1][2].__dict__[member])
 
 
 def prompts(folder: Path, vocabulary: int) -> Tensor:
@@ -107,7 +125,9 @@ def prompts(folder: Path, vocabulary: int) -> Tensor:
 @torch.no_grad()
 def of_transformers(folder: Path, ids: Tensor, dtype: str) -> Tensor:
     """Log-probabilities of every token but the first, BF16 weights, [PROMPTS, LENGTH - 1]."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model(ids[:1])  # compressed weights unpack at the first call
+    model.to(getattr(torch, dtype))
     logits = torch.cat([model(row[None]).logits.float() for row in ids])
     found = logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])
     return found.squeeze(-1)
@@ -160,7 +180,9 @@ def main() -> int:
     theirs, weight = of_vllm(export, ids, dtype)
     apart = (ours - theirs).abs()
     equal = "not decoded in advance"
-    if weight is not None and "quantization_config" in config:  # plain ones the CPU packs its way
+    if (
+        weight is not None and "quantization_config" in config and plain != export
+    ):  # plain ones the CPU packs its way
         equal = "bit-equal" if torch.equal(weight, plain_weight(plain)) else "DIFFERENT"
     format = config.get("quantization_config", {"format": "no format"})["format"]
     print(
