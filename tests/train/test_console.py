@@ -15,10 +15,12 @@ pytestmark = [
 ]
 PROGRAM = "import sys; from train.cli import main; sys.exit(main())"  # the script `lowbit`
 HELP = """
+import sys
 from train.cli import VERBS, main
 for verb in VERBS:
+    sys.argv[1:] = [verb, "--help"]
     try:
-        main([verb, "--help"])
+        main()
     except SystemExit as end:
         assert not end.code
 """
