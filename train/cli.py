@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from train.output.console import leave_torchao_out
 from train.output.lasting import lasting_streams
+from train.output.mistakes import UNION, shortened
 from train.output.tables import printable
 from train.runs.outcome import NonFiniteError
 
@@ -111,10 +112,11 @@ def _answered(verb: str, run: Callable[[], int]) -> int:
         print("lowbit: stopped", file=sys.stderr)
         return 130
     except argparse.ArgumentError as error:
-        print(f"lowbit: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lowbit: error: {shortened(str(error))}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        print(f"lowbit: error: {printable(str(error))}", file=sys.stderr)
+        text = shortened(str(error)) if UNION in str(error) else str(error)
+        print(f"lowbit: error: {printable(text)}", file=sys.stderr)
         return 2
     except NonFiniteError as error:
         print(f"lowbit: not finite: {error}", file=sys.stderr)

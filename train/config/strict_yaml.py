@@ -1,6 +1,7 @@
 """YAML as configurations use it: plain data, numbers as in YAML 1.2, no key twice, no code."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,8 +12,6 @@ from data.plain import read_text
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 50
 MAX_NODES = 100_000
-CLASS_PREFIXES = ("lightning.pytorch.", "train.", "transformers.LlamaConfig")
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _TAGS = {
     "null": (r"~|null|Null|NULL|", [*"~nN", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -61,7 +60,6 @@ def load_yaml(text: str, source: object = "") -> Any:
             raise YamlError(f"{len(text)} characters of YAML: at most {MAX_CHARACTERS}")
         _check_shape(text)
         value = yaml.load(text, Loader=_Loader)
-        _check_classes(value, trainer=False)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         # beside YAML's own: a number, a date or a tag that Python's constructor stumbles over
         raise YamlError(before + " ".join(str(error).split())) from None
@@ -100,29 +98,15 @@ def _check_shape(text: str) -> None:
             )
 
 
-def _check_classes(value: Any, *, trainer: bool) -> None:
-    """To name a class is to import its module, so only ours and Lightning's can be named."""
-    if isinstance(value, list):
-        for item in value:
-            _check_classes(item, trainer=trainer)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            inside = key == "trainer" or (trainer and key != "default_root_dir")
-            _check_classes(item, trainer=inside or key == "class_path")
-    elif trainer and isinstance(value, str) and _DOTTED.fullmatch(value):
-        if not value.startswith(CLASS_PREFIXES):
-            raise YamlError(f"the class {value!r} is none of {', '.join(CLASS_PREFIXES)}")
-
-
-def _load_argument(text: str) -> Any:
-    """For jsonargparse, whose arguments are YAML too: `a:` and `{a, b}` there are text."""
-    value = load_yaml(text)
-    is_text = isinstance(value, dict) and value and all(v is None for v in value.values())
-    return text if is_text and "\n" not in text.strip() else value
-
-
-def use_strict_yaml() -> None:
-    """Make jsonargparse read all files and arguments this way."""
+def use_strict_yaml(check: Callable[[Any], None]) -> None:
+    """Make jsonargparse read all files and arguments this way; `check` refuses by a YamlError."""
     from jsonargparse import set_loader
 
-    set_loader("yaml", _load_argument, exceptions=(yaml.YAMLError,))
+    def load_argument(text: str) -> Any:
+        """Arguments are YAML too: `a:` and `{a, b}` there are text."""
+        value = load_yaml(text)
+        check(value)
+        is_text = isinstance(value, dict) and value and all(v is None for v in value.values())
+        return text if is_text and "\n" not in text.strip() else value
+
+    set_loader("yaml", load_argument, exceptions=(yaml.YAMLError,))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from train.config.classes import check_classes
 from train.config.layers import Layers
 from train.config.strict_yaml import load_yaml
 
@@ -20,7 +21,16 @@ TRAINER_DEFAULTS = {
 }
 #: used by the harness or passed on; what each is to a pair: train/runs/declaration.py
 TAKEN = (
-    *("accelerator", "strategy", "devices", "num_nodes", "precision", "callbacks", "profiler"),
+    *(
+        "accelerator",
+        "strategy",
+        "devices",
+        "num_nodes",
+        "precision",
+        "callbacks",
+        "profiler",
+        "logger",
+    ),
     *("max_steps", "max_time", "val_check_interval", "limit_val_batches"),
     *("accumulate_grad_batches", "deterministic", "benchmark", "inference_mode"),
     *("detect_anomaly", "enable_model_summary", "enable_autolog_hparams", "log_every_n_steps"),
@@ -32,7 +42,6 @@ _CLIPPING = "use model.optimization.max_grad_norm"
 _CHECKPOINTS = "use checkpoint_every and keep_checkpoints"
 #: field -> why a value other than the default would be ignored here, or would be another run
 REFUSED = {
-    "logger": "runs log to metrics.csv and TensorBoard in their folder",
     "fast_dev_run": "use trainer.max_steps",
     "max_epochs": _STEPS,
     "min_epochs": _STEPS,
@@ -57,11 +66,12 @@ REFUSED = {
 }
 
 
-def check_given(layers: Layers, defaults: Mapping[str, Any]) -> None:
+def check_given(layers: Layers, defaults: Mapping[str, Any], plugins: tuple[str, ...]) -> None:
     """Before the parser, which would look for the class that a refused field names."""
     for field, value in _given(layers):
         if field in REFUSED and value != defaults[field]:
             raise ValueError(f"trainer.{field}={str(value)[:60]} is not taken: {REFUSED[field]}")
+        check_classes({"trainer": {field: value}}, plugins)
 
 
 def check_values(trainer: Mapping[str, Any]) -> None:
@@ -74,6 +84,11 @@ def check_values(trainer: Mapping[str, Any]) -> None:
     for field in ("max_steps", "accumulate_grad_batches"):
         if trainer[field] < 1:
             raise ValueError(f"trainer.{field}={trainer[field]}: expected at least 1")
+    if isinstance(trainer["logger"], bool):
+        raise ValueError(
+            f"trainer.logger={str(trainer['logger']).lower()}: expected a class; metrics.csv and "
+            "TensorBoard are always written"
+        )
     validation_interval(trainer)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from copy import deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from data.durable import write_durably
 from data.module import TokenDataModule
 from train.checkpoints.folder import AtomicCheckpointIO, read_manifest, step_of
 from train.config.building import building, check_flags, check_nulls, check_sections
+from train.config.classes import check_classes, plugins_of
 from train.config.formats import check_flagged_formats, check_formats
 from train.config.layers import Layers
 from train.config.policies import check_name, read_policy
@@ -25,69 +26,29 @@ from train.config.trainer_fields import (
     validation_interval,
 )
 from train.distributed.ranks import check_strategy, on_first_rank
-from train.distributed.rendezvous import PATIENCE, set_patience
+from train.distributed.rendezvous import set_patience
 from train.fit.clamping import CodeUse
-from train.fit.event_log import EventLog
-from train.fit.metrics_csv import MetricsCsv
 from train.fit.non_finite import NonFiniteReport
+from train.fit.options import add_options
 from train.fit.progress import Progress
 from train.fit.record import RunRecord, Start
 from train.fit.resume import choose_resume_point
-from train.fit.saving import Checkpoints, DiskFull, SavePolicy
+from train.fit.saving import Checkpoints, SavePolicy
 from train.fit.signals import StopRequest, leave_signals_alone
 from train.fit.spikes import SpikeReport
 from train.fit.step_metrics import StepMetrics
 from train.fit.throughput import StepTimes, Throughput
-from train.microscope.microscope import Diagnostics, Microscope
+from train.loggers.event_log import EventLog
+from train.loggers.metrics_csv import MetricsCsv
+from train.loggers.named import Named, gone_on_with, named_loggers, short_names
+from train.loggers.others import OtherLoggers
+from train.microscope.microscope import Microscope
 from train.model.architecture import check_architecture
 from train.model.module import PretrainModule
 from train.runs.folders import check_run_folder
 from train.runs.lock import RunLock
 from train.runs.names import checked_name, checked_run_dir
 from train.runs.provenance import command_line
-
-
-def _add_arguments_of_training(parser: LightningArgumentParser) -> None:
-    parser.add_argument(
-        "--resume",
-        type=str,
-        default="auto",
-        help="auto: from the newest valid checkpoint of the run folder, if it has one; "
-        "never: refuse a folder that holds a run; PATH: from this checkpoint.",
-    )
-    parser.add_argument("--checkpoint_every", type=int, default=50, help="In optimizer steps.")
-    parser.add_argument("--keep_checkpoints", type=int, default=2, help="At least 2.")
-    parser.add_argument(
-        "--disk_full",
-        type=DiskFull,
-        default="stop",
-        help="When a checkpoint cannot be written: stop, or continue without it.",
-    )
-    parser.add_argument(
-        "--diagnostics",
-        type=Diagnostics | None,
-        default=None,
-        help="What formats do to operands and gradients while the run trains.",
-    )
-    parser.add_argument(
-        "--declared",
-        type=list[str] | None,
-        default=None,
-        help="Keys in which this run differs from others on purpose; a sweep gives those "
-        "of its overrides, and `lowbit compare` names them.",
-    )
-    parser.add_argument(
-        "--collective_timeout",
-        type=int,
-        default=600,
-        help="Seconds that a rank waits for the others before it gives up.",
-    )
-    parser.add_argument(
-        "--rendezvous_timeout",
-        type=int,
-        default=PATIENCE,
-        help="The same before they have met, where no launcher ends them.",
-    )
 
 
 class RunCLI(LightningCLI):
@@ -98,11 +59,13 @@ class RunCLI(LightningCLI):
     lock: RunLock
     stop: StopRequest
     record: RunRecord
+    others: OtherLoggers
     _parsers: ClassVar[dict[tuple[type, str], LightningArgumentParser]] = {}
 
     def __init__(self, verb: str, argv: list[str]) -> None:
         self._verb = verb
-        use_strict_yaml()
+        self._plugins = plugins_of(argv)
+        use_strict_yaml(partial(check_classes, plugins=self._plugins))
         try:
             with building():
                 super().__init__(
@@ -147,7 +110,7 @@ class RunCLI(LightningCLI):
             parser.add_argument(
                 "--checkpoint", type=str | None, default=None, help="Whose weights to validate."
             )
-        _add_arguments_of_training(parser)  # `validate` and `plan` take what a run wrote
+        add_options(parser)  # `validate` and `plan` take what a run wrote
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
 
@@ -158,10 +121,17 @@ class RunCLI(LightningCLI):
         check_sections(layers.plain, defaults)
         check_formats(layers.plain)
         check_flagged_formats(layers.flags)
-        check_given(layers, defaults["trainer"])
+        check_classes(layers.plain, self._plugins)
+        check_given(layers, defaults["trainer"], self._plugins)
+        if layers.plain.get("plugins"):
+            raise ValueError("plugins is set by a file: it is given on the command line alone")
         check_flags(layers.flags, parser._option_string_actions)
         self.config = parser.parse_args(layers.arguments())
         check_nulls(self.config.as_dict(), defaults)
+        short_names(self.config["log"])
+        self.config["plugins"] = None  # what allows code to run is the command's, not the run's
+        if self._verb != "fit":
+            self.config["trainer"]["logger"] = self.config["log"] = None
         if on_first_rank():
             for line in layers.replaced:
                 print(f"lowbit: {line}", file=sys.stderr, flush=True)
@@ -195,8 +165,9 @@ class RunCLI(LightningCLI):
         step = 0 if self.resume_point is None else step_of(self.resume_point)
         patient = self.config["disk_full"] == "continue"
         board = EventLog(self.run_dir, step + 1, patient=patient)
+        self.others = OtherLoggers(self._named(step), self.run_dir, self._described)
         trainer = super().instantiate_trainer(
-            logger=[board, MetricsCsv(self.run_dir, step, patient=patient)],
+            logger=[board, MetricsCsv(self.run_dir, step, patient=patient), *self.others.loggers],
             plugins=[AtomicCheckpointIO(self.resume_point)],
             profiler=self.config_init["trainer"]["profiler"] or StepTimes(),
             val_check_interval=validation_interval(self.config_init["trainer"]),
@@ -211,15 +182,30 @@ class RunCLI(LightningCLI):
         trainer.callbacks += self._callbacks()  # type: ignore[attr-defined]
         return trainer
 
+    def _named(self, step: int) -> list[Named]:
+        """The loggers that the user asked for, where the first ones left off."""
+        configs = (self.config_init, self.plain_config())
+        pairs = zip(*(_list(config["trainer"]["logger"]) for config in configs), strict=True)
+        named = named_loggers(pairs, self.config["log"], self.run_dir)
+        return gone_on_with(named, self.run_dir, step) if on_first_rank() else named
+
+    def _described(self) -> dict[str, Any]:
+        """For these loggers."""
+        identity = self.record.identity or {}
+        return self.plain_config() | {"identity": identity.get("hash")}
+
     def _callbacks(self) -> list[Callback]:
         """In the order they act: a checkpoint comes after the metrics of its step."""
         given = ("checkpoint_every", "keep_checkpoints", "disk_full")
         policy = SavePolicy(*(self.config[key] for key in given))
-        checkpoints = Checkpoints(self.run_dir / "checkpoints", policy, self.stop, self.record)
+        checkpoints = Checkpoints(
+            self.run_dir / "checkpoints", policy, self.stop, self.record, self.others
+        )
+        report = NonFiniteReport(self.run_dir)
         diagnostics = self.config_init["diagnostics"]
         microscope = [Microscope(diagnostics, self.model, self.run_dir)] if diagnostics else []
         metrics = [CodeUse(), *microscope, Throughput(self.run_dir), StepMetrics(), SpikeReport()]
-        return [*metrics, Progress(), NonFiniteReport(self.run_dir), checkpoints, self.record]
+        return [*metrics, Progress(), report, checkpoints, self.record, self.others]
 
     def plain_config(self) -> dict[str, Any]:
         """The resolved configuration as plain data, the caller's own."""
@@ -233,6 +219,12 @@ class RunCLI(LightningCLI):
     def write_config(self, path: Path) -> None:
         """The resolved configuration, as `-c` reads it."""
         write_durably(path, self.parser.dump(self.config, skip_none=False))
+
+
+def _list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 class Resolving(RunCLI):

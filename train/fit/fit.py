@@ -82,9 +82,13 @@ def _fit(cli: RunCLI) -> int:
     if trainer.is_global_zero:
         print("\n".join([f"{run_dir}:", *describe(module, trainer.max_steps)]), flush=True)
         _begin(cli)
+        cli.others.connect()
         for line in slow_lines(facts_of(trainer, module)):
             print(line, flush=True)
-    trainer.fit(module, cli.datamodule, ckpt_path=point, weights_only=True)
+    try:
+        trainer.fit(module, cli.datamodule, ckpt_path=point, weights_only=True)
+    finally:
+        cli.others.close()
     if trainer.global_step < trainer.max_steps:
         raise ValueError(
             f"{run_dir} ended after step {trainer.global_step} of {trainer.max_steps}: a limit "
@@ -168,6 +172,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")  # what is logged has been reduced
     # FSDP2 about outputs that are views: nothing changes a linear layer's output in place
     warnings.filterwarnings("ignore", ".*returned a view tensor.*")
+    # a CSVLogger's file: it gets all rows again
+    warnings.filterwarnings("ignore", ".*Previous log files in this directory.*")
     # validation of a checkpoint needs none of what training wrote into it
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # inside Lightning

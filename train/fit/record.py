@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from data.module import TokenDataModule
 from lowbit import kernels
 from train.distributed.ranks import products_of_all
-from train.fit.metrics_csv import MetricsCsv
 from train.fit.signals import Preempted
+from train.loggers.metrics_csv import MetricsCsv
 from train.model.module import PretrainModule
 from train.model.recipe_table import phase_rows
 from train.runs.belonging import metrics_digest

@@ -11,11 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from train.checkpoints.folder import AtomicCheckpointIO, complete_checkpoints
-from train.fit.event_log import EventLog
-from train.fit.metrics_csv import MetricsCsv
 from train.fit.record import RunRecord
 from train.fit.resume import changed, rescale_progress, resume_report, run_origin
 from train.fit.signals import Preempted, StopRequest
+from train.loggers.event_log import EventLog
+from train.loggers.metrics_csv import MetricsCsv
+from train.loggers.others import OtherLoggers
 from train.model.finite import check_kept
 from train.model.generators import generator_states, restore_generators
 from train.model.step import TrainState
@@ -47,9 +48,15 @@ class Checkpoints(Callback):
     """
 
     def __init__(
-        self, folder: Path, policy: SavePolicy, stop: StopRequest, record: RunRecord
+        self,
+        folder: Path,
+        policy: SavePolicy,
+        stop: StopRequest,
+        record: RunRecord,
+        others: OtherLoggers,
     ) -> None:
         self._folder, self._policy, self._stop, self._record = folder, policy, stop, record
+        self._others = others
         self._restored: dict[str, Any] | None = None
         self._before_validation: dict[str, Any] | None = None
 
@@ -125,6 +132,8 @@ class Checkpoints(Callback):
         if failure is not None:
             self._answer_failure(trainer, path, failure)
         elif trainer.is_global_zero:
+            # a validation that is put off has yet to come into the step's row
+            self._others.send(trainer.global_step - (self._before_validation is not None))
             for old in complete_checkpoints(self._folder)[: -self._policy.num_kept]:
                 AtomicCheckpointIO().remove_checkpoint(old)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 
 from train.fit.at_steps import AtSteps
 from train.fit.communication import CommunicationProfile
+from train.loggers.event_log import EventLog
 from train.model.flops import device_peak, flops_per_token
 from train.model.module import PretrainModule
 from train.runs.record import update_record
@@ -132,7 +132,7 @@ class Throughput(AtSteps):
         for name, value in row.items():
             self._found[name].append(value)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, EventLog):
                 named = {f"throughput/{name}": value for name, value in row.items()}
                 logger.log_metrics(named, step=trainer.global_step)
 

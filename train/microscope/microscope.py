@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lowbit import BlockFormat, QuantRecipe, unquantized
 from lowbit.gradient_stats import STATISTICS, gradient_error
 from lowbit.recipe import OPERANDS
+from train.loggers.event_log import EventLog
 from train.microscope.layers import chosen_linears, place_of
 from train.microscope.measuring import StepMeasurement
 from train.microscope.store import DiagnosticsStore, Rows
@@ -157,7 +157,7 @@ class Microscope(Callback):
         for name, rows in tables.items():
             self.store.write(name, step, rows)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, EventLog):
                 from train.microscope.board import Board
 
                 self._board = self._board or Board(logger.experiment)

@@ -22,6 +22,7 @@ from lowbit import (
     unquantized,
 )
 from train.distributed.fsdp import FullySharded
+from train.loggers.rows import log_row
 from train.model.backends import BackendName, convert
 from train.model.controls import Control, with_keys
 from train.model.distillation import Distillation, Teacher
@@ -195,9 +196,8 @@ class PretrainModule(LightningModule):
         clip_gradients(parameters, self.optimization.max_grad_norm, norm)
 
     def log_row(self, metrics: Mapping[str, float]) -> None:
-        """To every logger at full precision, at the number of finished optimizer steps."""
-        for logger in self.loggers:
-            logger.log_metrics(dict(metrics), step=self.trainer.global_step)
+        """To the run's own loggers."""
+        log_row(self.loggers, metrics, self.trainer.global_step)
 
     def on_validation_epoch_start(self) -> None:
         self.reuse.forget()  # callbacks may have swapped the weights (averages)

@@ -45,7 +45,7 @@ _KEYS: dict[Group, Collection[str]] = {
     Group.RECIPE: ("model.policy", "model.control", "model.backend", "recipe_table", "backend"),
     Group.FREE: (
         *("run_dir", "resume", "checkpoint_every", "keep_checkpoints", "disk_full", "config"),
-        *("diagnostics", "collective_timeout", "rendezvous_timeout", "declared"),
+        *("log", "plugins", "diagnostics", "collective_timeout", "rendezvous_timeout", "declared"),
         *("data.path", "data.num_workers"),
         "model.distill_from.teacher",  # where it lies; teacher_weights is what it is
         *("model.init_from", "model.gradient_checkpointing", "model.keep"),

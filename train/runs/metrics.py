@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Mark:
         return None
 
 
-def rows_end(data: bytes, step: int) -> int:
+def rows_end(data: bytes | mmap, step: int) -> int:
     """Where the rows up to `step` end. They are in ascending order, so by bisection; what follows
     the last line end is half a row.
     """

@@ -22,7 +22,6 @@ def test_every_field_of_the_installed_lightning_is_taken_or_refused() -> None:
 
 
 VALUES = {  # of a refused field, where 3 is none of it
-    "logger": "lightning.pytorch.loggers.CSVLogger",
     "plugins": "lightning.pytorch.plugins.io.TorchCheckpointIO",
     "default_root_dir": "elsewhere",
     "model_registry": "name",
@@ -35,7 +34,7 @@ ERRORS: dict[tuple[str, ...], str] = {
     **{(f"--trainer.{f}", VALUES.get(f, "3")): f"trainer.{f}=" for f in REFUSED},
     ("--trainer.gradient_clip_val", "0.5"): "use model.optimization.max_grad_norm",
     ("--trainer.gradient_clip_val=0.5",): "use model.optimization.max_grad_norm",
-    ("--trainer.logger.save_dir", "logs"): "trainer.logger=logs",
+    ("--trainer.logger.save_dir", "logs"): "trainer.logger: ",
     ("-c", "trainer: {overfit_batches: 1}"): "trainer.overfit_batches=1",
     # precisions without a baseline
     ("--trainer.precision", "64-true"): "bf16-mixed, 32-true",
