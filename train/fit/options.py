@@ -23,6 +23,30 @@ def add_options(parser: LightningArgumentParser) -> None:
         default="stop",
         help="When a checkpoint cannot be written: stop, or continue without it.",
     )
+    _add_parts(parser)
+    parser.add_argument(
+        "--declared",
+        type=list[str] | None,
+        default=None,
+        help="Keys in which this run differs from others on purpose; a sweep gives those "
+        "of its overrides, and `lowbit compare` names them.",
+    )
+    parser.add_argument(
+        "--collective_timeout",
+        type=int,
+        default=600,
+        help="Seconds that a rank waits for the others before it gives up.",
+    )
+    parser.add_argument(
+        "--rendezvous_timeout",
+        type=int,
+        default=PATIENCE,
+        help="The same before they have met, where no launcher ends them.",
+    )
+
+
+def _add_parts(parser: LightningArgumentParser) -> None:
+    """What of others', or of ours, runs beside the training."""
     parser.add_argument(
         "--plugins",
         type=str | None,
@@ -42,23 +66,4 @@ def add_options(parser: LightningArgumentParser) -> None:
         type=Diagnostics | None,
         default=None,
         help="What formats do to operands and gradients while the run trains.",
-    )
-    parser.add_argument(
-        "--declared",
-        type=list[str] | None,
-        default=None,
-        help="Keys in which this run differs from others on purpose; a sweep gives those "
-        "of its overrides, and `lowbit compare` names them.",
-    )
-    parser.add_argument(
-        "--collective_timeout",
-        type=int,
-        default=600,
-        help="Seconds that a rank waits for the others before it gives up.",
-    )
-    parser.add_argument(
-        "--rendezvous_timeout",
-        type=int,
-        default=PATIENCE,
-        help="The same before they have met, where no launcher ends them.",
     )
