@@ -31,7 +31,8 @@ from lowbit import Backend, Emulate, Randomness, Reuse, bf16, convert_linears, k
 from lowbit.integer import Integer
 from lowbit.kernels.cpu.memory import keep_freed_memory
 from train.config.policies import read_policy
-from train.model.step import Optimization, adamw, clip_gradients, mean_loss, total_norm
+from train.model.optimizer import adamw
+from train.model.step import Optimization, clip_gradients, mean_loss, total_norm
 from train.plan.live_bytes import LiveBytes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -62,7 +63,7 @@ class Trainee:
         name, _, backend = (recipe if self.autocast else "bf16").partition(":")
         policy = read_policy(_yaml("recipe", name)["model"]["policy"])
         convert_linears(self.model, policy, randomness=Randomness(0), backend=BACKENDS[backend]())
-        self.optimizer = adamw(self.model, Optimization(lr=1e-4))
+        self.optimizer = adamw(self.model.parameters(), Optimization(lr=1e-4))
         ids = torch.randint(0, shape["vocab_size"], (batch, length + 1)).to(device)
         self.batch = {"input_ids": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous()}
 

@@ -4,6 +4,7 @@ Lightning's and torch's optimizers, and ours. Others are allowed on the command 
 their package, and never by a file: a configuration that one got from elsewhere runs no code.
 """
 
+import hashlib
 import re
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,29 @@ def check_classes(value: Any, plugins: tuple[str, ...] = (), *, names: bool = Fa
                 f"the class {value[:60]!r} is none of {', '.join(KNOWN)}; --plugins {package[:20]} "
                 "on the command line allows it"
             )
+
+
+def check_flags_classes(flags: Sequence[str], plugins: tuple[str, ...]) -> None:
+    """The same for `--model.optimization.schedule package.Class`."""
+    for flag, following in zip(flags, [*flags[1:], ""], strict=False):
+        name, equals, text = flag.partition("=")
+        if name in ("--model.optimization.optimizer", "--model.optimization.schedule"):
+            check_classes(text if equals else following, plugins, names=True)
+
+
+def source_hashes(plain: Any) -> dict[str, str]:
+    """Class -> SHA-256 of the file it is in, for those of other packages; they are imported."""
+    if isinstance(plain, list):
+        return {k: v for item in plain for k, v in source_hashes(item).items()}
+    if not isinstance(plain, dict):
+        return {}
+    found = source_hashes([*plain.values()])
+    path = plain.get("class_path")
+    if isinstance(path, str) and not path.startswith(KNOWN):
+        file = getattr(sys.modules.get(path.rpartition(".")[0]), "__file__", None)
+        if file is not None:
+            found[path] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return found
 
 
 def _check_logger(value: Any, plugins: tuple[str, ...]) -> None:

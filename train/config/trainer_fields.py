@@ -65,6 +65,18 @@ REFUSED = {
     "model_registry": _CHECKPOINTS,
 }
 
+#: of Lightning's callbacks, those that would make another run of it
+NO_CALLBACK = {
+    "GradientAccumulationScheduler": "use trainer.accumulate_grad_batches",
+    "BatchSizeFinder": "use data.global_batch_size",
+    "LearningRateFinder": "use model.optimization.lr",
+    "StochasticWeightAveraging": "it replaces the schedule: use model.optimization.schedule",
+    "EarlyStopping": _STEPS,
+    "Timer": "use trainer.max_time",
+    "ModelCheckpoint": _CHECKPOINTS,
+    "OnExceptionCheckpoint": _CHECKPOINTS,
+}
+
 
 def check_given(layers: Layers, defaults: Mapping[str, Any], plugins: tuple[str, ...]) -> None:
     """Before the parser, which would look for the class that a refused field names."""
@@ -81,6 +93,11 @@ def check_values(trainer: Mapping[str, Any]) -> None:
             f"trainer.precision={trainer['precision']}: expected one of {', '.join(PRECISIONS)}; "
             "weights and optimizer are FP32 in both"
         )
+    callbacks = trainer["callbacks"] or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        name = callback["class_path"].rpartition(".")[2]
+        if name in NO_CALLBACK:
+            raise ValueError(f"trainer.callbacks: {name} is not taken: {NO_CALLBACK[name]}")
     for field in ("max_steps", "accumulate_grad_batches"):
         if trainer[field] < 1:
             raise ValueError(f"trainer.{field}={trainer[field]}: expected at least 1")

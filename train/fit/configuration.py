@@ -14,7 +14,7 @@ from data.durable import write_durably
 from data.module import TokenDataModule
 from train.checkpoints.folder import AtomicCheckpointIO, read_manifest, step_of
 from train.config.building import building, check_flags, check_nulls, check_sections
-from train.config.classes import check_classes, plugins_of
+from train.config.classes import check_classes, check_flags_classes, plugins_of
 from train.config.formats import check_flagged_formats, check_formats
 from train.config.layers import Layers
 from train.config.policies import check_name, read_policy
@@ -122,6 +122,7 @@ class RunCLI(LightningCLI):
         check_formats(layers.plain)
         check_flagged_formats(layers.flags)
         check_classes(layers.plain, self._plugins)
+        check_flags_classes(layers.flags, self._plugins)
         check_given(layers, defaults["trainer"], self._plugins)
         if layers.plain.get("plugins"):
             raise ValueError("plugins is set by a file: it is given on the command line alone")

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from data.module import TokenDataModule
 from lowbit import kernels
+from train.config.classes import source_hashes
 from train.distributed.ranks import products_of_all
 from train.fit.signals import Preempted
 from train.loggers.metrics_csv import MetricsCsv
@@ -158,6 +159,9 @@ def describe_run(
         "backend": sorted({layer.backend.name for layer in layers.values()}),
         "kernels": kernels.enabled(module.device.type),
         "seed": module.seed,
+        "parts": source_hashes(
+            [config["model"].get("optimization"), config["trainer"].get("callbacks")]
+        ),
         "declared": config.get("declared") or [],
         "data": {
             "path": str(data.path),

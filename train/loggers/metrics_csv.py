@@ -49,15 +49,16 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Values of one step may come in several calls (training, then validation)."""
+        row = {name: metrics[name] for name in COLUMNS if name in metrics}
+        if not row:
+            return  # a callback's own, which go to TensorBoard and to loggers of the user's
         if self._file is None:
             self._open()
         if step != self._row.get("step"):
             self._write_if_possible()
             self._close_row()
-        self._row |= {"step": step, **metrics}
+        self._row |= {"step": step, **row}
         self._written = False
-        if unknown := set(self._row) - set(COLUMNS):
-            raise ValueError(f"metrics.csv has no column for {sorted(unknown)}")
 
     def _close_row(self) -> None:
         """No more comes for the row being collected."""

@@ -29,10 +29,10 @@ from train.model.distillation import Distillation, Teacher
 from train.model.finite import check_finite, check_validation
 from train.model.first_products import FirstProducts
 from train.model.initial import InitialWeights, empty_model
+from train.model.optimizer import optimizer_of
 from train.model.step import (
     Optimization,
     TrainState,
-    adamw,
     apart,
     clip_gradients,
     lr_factor,
@@ -93,6 +93,7 @@ class PretrainModule(LightningModule):
         self.reuse = Reuse()  #: nobody else writes to weights or activations during our steps
         self._products = FirstProducts()
         self.model: LlamaForCausalLM = self._convert(empty_model(llama))  #: without weights so far
+        optimizer_of(self.model, optimization)  # raises before anything is written
         self.initial = InitialWeights(self.model.config, seed, init_from, control)
         vocabulary = self.model.config.vocab_size
         self.teacher = Teacher(distill_from, vocabulary) if distill_from else None
@@ -242,7 +243,7 @@ class PretrainModule(LightningModule):
         return lr_factor(self.optimization, step, self.state.max_steps)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, and its learning rate as a function of the step."""
-        optimizer = adamw(self.model, self.optimization)
+        """The learning rate is a function of the step."""
+        optimizer = optimizer_of(self.model, self.optimization)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,7 +1,7 @@
 """One optimizer step as functions of values: its loss, its gradients' norm, its update."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from data.module import IGNORED_LABEL
 from lowbit import OuterScale, QuantLinear
-from train.model.schedule import warmup_cosine
+from train.model.schedule import Cosine, Schedule
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,18 @@ class Optimization:
     min_lr_ratio: float = 0.1
     """The last learning rate, as a fraction of the peak."""
     max_grad_norm: float = 1.0
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
+    """Of another class than AdamW: its class_path, with init_args but for lr and weight_decay."""
+    schedule: Schedule | None = None
+    """After the warm-up: Cosine, WSD or Constant of train.model.schedule, or one's own."""
 
     def __post_init__(self) -> None:
+        default = type(self).min_lr_ratio
+        if self.schedule and not self.schedule.ends_lower and self.min_lr_ratio != default:
+            raise ValueError(
+                f"model.optimization.min_lr_ratio={self.min_lr_ratio} has no effect under "
+                f"{type(self.schedule).__name__}"
+            )
         ranges = {
             "lr": (self.lr, 0 <= self.lr < math.inf, "a finite number from 0 on"),
             "betas": (self.betas, all(0 <= b < 1 for b in self.betas), "two from 0 to below 1"),
@@ -138,26 +148,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, norm: Te
 
 def lr_factor(optimization: Optimization, step: int, max_steps: int) -> float:
     """On the peak learning rate, for the update with this number, from 0."""
-    return warmup_cosine(
-        step,
-        warmup_steps=optimization.warmup_steps,
-        max_steps=max_steps,
-        min_ratio=optimization.min_lr_ratio,
-    )
-
-
-def adamw(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
-    """At the peak learning rate, without weight decay on vectors."""
-    parameters = list(model.parameters())
-    return torch.optim.AdamW(
-        [
-            {
-                "params": [p for p in parameters if p.ndim >= 2],
-                "weight_decay": optimization.weight_decay,
-            },
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=optimization.lr,
-        betas=optimization.betas,
-        fused=True,
-    )
+    if step < (warmup := optimization.warmup_steps):
+        return (step + 1) / warmup
+    schedule, steps = optimization.schedule or Cosine(), max(1, max_steps - warmup)
+    return schedule.factor(step - warmup, steps, optimization.min_lr_ratio)

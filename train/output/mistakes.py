@@ -25,8 +25,14 @@ def shortened(text: str) -> str:
         return _cut(" ".join(lines))
     given = [m[1] for line in lines if (m := re.search(r"(?:Given|Got) value: (.*)", line))]
     found = [line for line in lines[key is not None :] if not _SILENT.match(line)]
-    reasons = [line for line in found if not _EXPECTED.match(line)]
-    if not reasons:
+    reasons = re.findall(
+        r"Option '[^']*' is not accepted|the following arguments are required: .*"
+        r"|Import of module .*|No module named '[^']*'",
+        text,
+    )[:1] or [line for line in found if not _EXPECTED.match(line)]
+    if not reasons and "dot import path" in text:
+        reasons = ["expected a class: package.Class, or a mapping with class_path"]
+    elif not reasons:
         kinds = [_kind(m[1]) for line in found if (m := _EXPECTED.match(line))]
         reasons = [f"expected {' or '.join(dict.fromkeys(filter(None, kinds)))}"] if kinds else []
     value = f"={given[0][:40]}" if given and "(" not in given[0] and "{" not in given[0] else ""

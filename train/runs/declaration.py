@@ -28,6 +28,7 @@ _KEYS: dict[Group, Collection[str]] = {
             "data.val_choice",
             "data.document_masking",
             "segments",
+            "parts",
             "bf16_products",
         ),
         *("model.optimization", "model.compile_blocks", "model.distill_from", "teacher_weights"),

@@ -37,6 +37,7 @@ _RECORDED = {
     "model.policy.name": ("recipe",),
     "model.control": ("control",),
     "backend": ("backend",),
+    "parts": ("parts",),
     "kernels": ("kernels",),
     "threads": ("threads",),
     "machine": ("machine",),
