@@ -30,6 +30,7 @@ from train.compare.rows import cast_gaps, recipe_row, run_row
 from train.compare.stopping import read_stopping
 from train.compare.table import terminal
 from train.compare.verdicts import chosen_pairs, judge, planned_pair
+from train.curves.curve import KEYS, CurveRequest, curve_notes, curve_runs
 from train.output.tables import printable
 from train.runs.declaration import any_covers
 from train.runs.folders import check_results_folder
@@ -45,8 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " written all the same), 2 refused: not a pair, not readable, nothing written."
     )
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a sweep (bf16 first)"
+        "runs", nargs="*", type=Path, metavar="RUN", help="run folder, or a sweep (bf16 first)"
     )
+    parser.add_argument(
+        "--curve", action="append", nargs="+", default=[], metavar="WORD",
+        help="NAME PATH [key=value ...]: a run of another trainer, from its CSV, JSON lines,"
+        f" torchtitan log or TensorBoard folder; keys say what a column is: {', '.join(KEYS)}",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder to write (default: compare/ by the runs)")
     parser.add_argument(
         "--allow", action="extend", nargs="+", default=[], type=allowed_field, metavar="FIELD",
@@ -88,10 +94,12 @@ def run(args: argparse.Namespace) -> int:
     """Compare the runs; 1 where a bound is exceeded."""
     branches = [found for path in args.runs for found in find_branches(path)]
     folders = [path for path in args.runs if read_branches(path) is None]
-    if not folders:
-        raise ValueError("branches alone: give the runs, or the sweep, that they belong to as well")
+    requests = [CurveRequest.of(words) for words in args.curve]
+    if not folders and not requests:
+        raise ValueError("no runs: give run folders, a sweep (with branches, theirs), or --curve")
     golden = import_curves(args.import_) if args.import_ else []
-    runs = read_runs(folders, golden)
+    runs = read_runs(folders, golden) if folders or golden else []
+    runs += curve_runs(requests, runs)
     margin = args.equivalent_within
     if margin is not None and not 0 < margin < math.inf:
         raise ValueError(f"--equivalent-within {margin}: expected a positive number")
@@ -113,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     failures += [*unequal(runs, golden)] if args.assert_equal else []
     from train.compare.report import write_report  # matplotlib takes its time
 
-    first = folders[0]
+    first = [*folders, *(request.path.parent for request in requests)][0]
     is_run = has_record(first)
     folder = args.out or (first.resolve().parent if is_run else first) / "compare"
     check_results_folder(folder)
@@ -137,6 +145,8 @@ def run(args: argparse.Namespace) -> int:
 def _command(args: argparse.Namespace) -> str:
     """What made this report."""
     parts = [*args.runs]
+    for words in args.curve:
+        parts += ["--curve", *words]
     flags = {"--import": args.import_, "--allow": args.allow, "--out": args.out}
     flags |= {"--pairs": args.pairs and [":".join(pair) for pair in args.pairs]}
     flags |= {"--equivalent-within": args.equivalent_within}
@@ -187,7 +197,13 @@ def compare(
         "planned": planned,
     }
     judge(result, margin)
-    own = [*cast_orders(rows), *recipe_lines(result), *circumstances(runs), *stale]
+    own = [
+        *curve_notes(runs),
+        *cast_orders(rows),
+        *recipe_lines(result),
+        *circumstances(runs),
+        *stale,
+    ]
     return result | {"notes": [*own, *notes(result, runs, baseline, pairs, casts)]}
 
 

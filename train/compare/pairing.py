@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from train.curves.curve import unlike_first_losses
 from train.runs.declaration import (
     ALIASES,
     DECLARATION,
@@ -22,7 +23,7 @@ from train.runs.identity import Difference, text
 from train.runs.run import Run
 
 #: short names of --allow; any declared field has its own name besides
-FIELDS = (*ALIASES, "bf16_products", "tokens", "initial_weights", "recipe_table")
+FIELDS = (*ALIASES, "first_loss", "bf16_products", "tokens", "initial_weights", "recipe_table")
 _SHORT = {field: short for short, field in ALIASES.items()}
 
 
@@ -67,6 +68,7 @@ def _mismatches(runs: Sequence[Run]) -> Iterable[tuple[str, str]]:
         if run.tokens != finished[0].tokens:
             difference = Difference("tokens", finished[0].tokens, run.tokens)
             yield "tokens", _words(difference, finished[0], run)
+    yield from (("first_loss", words) for words in unlike_first_losses(runs))
     for first, other in _against_first(runs, lambda run: None):
         yield from _between(first, other, Group.SHARED)
     for first, other in _against_first(runs, lambda run: run.seed):
@@ -225,7 +227,8 @@ def circumstances(runs: Sequence[Run]) -> list[str]:
         if len(by := _inverted(values)) > 1
     ]
     lines = [f"What may move last digits differs: {'; '.join(differ)}."] if differ else []
-    old = [f"{run.label} s{run.seed}" for run in runs if not run.info.get("identity")]
+    ours = [run for run in runs if "curve" not in run.info]
+    old = [f"{run.label} s{run.seed}" for run in ours if not run.info.get("identity")]
     if old:
         keys = sorted({key for name in old for key in missing.get(name, [])})
         rest = f"; they do not record {', '.join(keys)}" if keys else ""

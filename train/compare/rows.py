@@ -8,7 +8,7 @@ import numpy as np
 
 from train.compare.gaps import matched
 from train.runs.casts import CastGap, read_cast_gaps
-from train.runs.metrics import perplexity
+from train.runs.metrics import is_empty, perplexity
 from train.runs.run import Run
 
 
@@ -45,7 +45,7 @@ def run_row(one: Run, base: Run | None, casts: dict[str, CastGap]) -> dict[str, 
     return row | _gaps_of(one, base) | {
         "cast_gap": asdict(cast) if cast else None,
         "tokens_per_second": one.tokens_per_second,
-        "nonfinite_steps": len(one.metrics["step"]) - len(train),
+        "nonfinite_steps": int((~is_empty(one.metrics["train/loss"])).sum()) - len(train),
     }  # fmt: skip
 
 

@@ -71,6 +71,7 @@ class Run:
         """run.json's word, but a run whose last loss or any validation is not finite diverged."""
         train, val = self.metrics["train/loss"], self.metrics.get("val/loss", np.empty(0))
         evaluated = val[~is_empty(val)]
+        train = train[~is_empty(train)]  # a curve of others may validate between
         infinite = not (np.isfinite(train[-1:]).all() and np.isfinite(evaluated).all())
         return "diverged" if infinite else str(self.info["status"])
 
