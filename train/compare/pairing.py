@@ -23,7 +23,8 @@ from train.runs.identity import Difference, text
 from train.runs.run import Run
 
 #: short names of --allow; any declared field has its own name besides
-FIELDS = (*ALIASES, "first_loss", "bf16_products", "tokens", "initial_weights", "recipe_table")
+FIELDS = (*ALIASES, "bf16_products", "tokens", "initial_weights", "recipe_table")
+FIRST_LOSS = "first_loss"  # of other trainers' curves, which have no other
 _SHORT = {field: short for short, field in ALIASES.items()}
 
 
@@ -32,7 +33,7 @@ def allowed_field(name: str) -> str:
     key = declared_key(name)
     free = key is not None and DECLARATION[key] in (Group.FREE, Group.NAMED)
     above = any(known.startswith(f"{name}.") for known in DECLARATION)
-    if name in FIELDS or above or (key is not None and not free):
+    if name in (*FIELDS, FIRST_LOSS) or above or (key is not None and not free):
         return name
     raise argparse.ArgumentTypeError(
         f"{name!r} is no field of a pair: {', '.join(FIELDS)}, or a key of config.yaml"
@@ -68,7 +69,7 @@ def _mismatches(runs: Sequence[Run]) -> Iterable[tuple[str, str]]:
         if run.tokens != finished[0].tokens:
             difference = Difference("tokens", finished[0].tokens, run.tokens)
             yield "tokens", _words(difference, finished[0], run)
-    yield from (("first_loss", words) for words in unlike_first_losses(runs))
+    yield from ((FIRST_LOSS, words) for words in unlike_first_losses(runs))
     for first, other in _against_first(runs, lambda run: None):
         yield from _between(first, other, Group.SHARED)
     for first, other in _against_first(runs, lambda run: run.seed):
