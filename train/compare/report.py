@@ -20,7 +20,11 @@ from train.stats.intervals import MIN_UNITS, interval
 
 MAX_POINTS = 1000  # of a drawn curve
 RESULTS = ("mean", "low", "high", "verdict", "detectable", "equivalence")
-NOT_SETTINGS = ("status", "command", "commit", "format_version")
+# how a run went, or who began it when
+NOT_SETTINGS = (
+    *("status", "command", "commit", "format_version"),
+    *("throughput", "metrics", "export", "starts", "error"),
+)
 DRAWN = (
     f"Curves are drawn with at most {MAX_POINTS} points (the lowest and highest of each of"
     f" {MAX_POINTS // 2} stretches) of six digits; every number in the tables comes from all steps."

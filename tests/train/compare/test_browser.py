@@ -159,6 +159,33 @@ def test_it_opens_offline_without_a_complaint(page: Any, sweep: Path) -> None:
     assert page.requests == [(sweep / "report.html").as_uri()]
 
 
+def test_the_forest_shows_every_kind_of_evidence(page: Any, sweep: Path) -> None:
+    """Each mean once; at a phone's width nothing reaches over the edge."""
+    found = json.loads((sweep / "compare.json").read_text())
+    shown = page.evaluate("evidence().flat().map(row => [row.label, row.kind, row.mean])")
+    expected = [[p["b"], "3 runs", p["mean"]] for p in found["pairs"] if p["a"] == "bf16"]
+    expected += [[r["label"], "4 branches", r["mean"]] for r in found["branches"][0]["rows"]]
+    expected.append(["mxint8", "cast", 2e-4])
+    assert sorted(shown) == sorted(expected)
+    order = "['path'].map(tag => document.querySelectorAll('#forest ' + tag).length)[0]"
+    assert page.evaluate(order) == len(expected)
+    for width, scheme in ((1280, "light"), (420, "dark")):
+        page.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=900, deviceScaleFactor=1, mobile=False,
+        )  # fmt: skip
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.call("Emulation.setEmulatedMedia", features=media)
+        page.evaluate("forest()")
+        over = "[...document.querySelectorAll('#forest text')].map(t => t.getBBox())"
+        over += f".filter(b => b.x < -1 || b.x + b.width > {width}).length"
+        assert page.evaluate(over) == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.call("Emulation.clearDeviceMetricsOverride")
+    page.call("Emulation.setEmulatedMedia", features=[])
+    assert page.errors == []
+
+
 def cells(page: Any, table: str, column: str) -> list[str]:
     """The full values behind a column, in the order shown."""
     return page.evaluate(f"""(() => {{
