@@ -165,7 +165,7 @@ def test_the_forest_shows_every_kind_of_evidence(page: Any, sweep: Path) -> None
     shown = page.evaluate("evidence().flat().map(row => [row.label, row.kind, row.mean])")
     expected = [[p["b"], "3 runs", p["mean"]] for p in found["pairs"] if p["a"] == "bf16"]
     expected += [[r["label"], "4 branches", r["mean"]] for r in found["branches"][0]["rows"]]
-    expected.append(["mxint8", "cast", 2e-4])
+    expected.append(["mxint8", "casts of 3 seeds", 2e-4])
     assert sorted(shown) == sorted(expected)
     order = "['path'].map(tag => document.querySelectorAll('#forest ' + tag).length)[0]"
     assert page.evaluate(order) == len(expected)
