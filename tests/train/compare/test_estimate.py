@@ -35,15 +35,18 @@ def test_what_checkpoints_differ_by_is_no_noise() -> None:
     assert found.standard_error == pytest.approx(spread / np.sqrt(3) / np.sqrt(2))
 
 
-def test_intervals_over_strata_cover() -> None:
+@pytest.mark.parametrize("spreads", [(1, 1, 1), (1, 3, 9), (1, 1, 5)])
+def test_intervals_over_strata_cover(spreads: tuple[int, ...]) -> None:
+    """However much the checkpoints' spreads differ; pooled they were false in 12 to 36 %."""
     rng = np.random.default_rng(0)
     effects = np.array([0.001, 0.004, -0.002])
     covered = 0
     for _ in range(1000):
-        found = estimate([rng.normal(effect, 0.003, 4).tolist() for effect in effects])
+        drawn = zip(effects, spreads, strict=True)
+        found = estimate([rng.normal(effect, 0.003 * s, 4).tolist() for effect, s in drawn])
         assert found.low is not None and found.high is not None
         covered += found.low <= effects.mean() <= found.high
-    assert covered >= 930
+    assert covered >= 925
 
 
 def test_every_stratum_has_its_own_spread() -> None:
