@@ -23,6 +23,7 @@ from torch import Tensor
 from lowbit import fake_quantize, kernels
 from lowbit.formats import NAMED, block_format
 from lowbit.kernels.cpu.memory import keep_freed_memory
+from train.config.notation import plain_format
 from train.plan.live_bytes import LiveBytes
 
 Call = Callable[[], object]
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--kernels", choices=["off", "require"], default="off")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu, or cuda")
-    parser.add_argument("--formats", nargs="+", default=list(NAMED), metavar="NAME")
+    parser.add_argument("--formats", nargs="+", default=list(NAMED), metavar="FORMAT")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as `lowbit fit` does on CPUs
@@ -90,9 +91,9 @@ def main() -> None:
     print(machine(args.device))
     print(f"copy_ {1e3 * paired(copy, copy, args.repeats, args.device)[0]:.3g} ms")
     calls: dict[str, Call | None] = {}
-    for name in args.formats:
+    for format in (block_format(plain_format(name)) for name in args.formats):
         for dim in (-1, 0):
-            calls[f"{name} dim {dim}"] = partial(fake_quantize, x, block_format(name), dim)
+            calls[f"{format} dim {dim}"] = partial(fake_quantize, x, format, dim)
     calls["torchao mxfp8 dim -1"] = torchao_mxfp8(x)
     print(f"{'':22}{'ms':>8}{'ns/value':>10}{'x copy_':>9}{'peak / input':>14}")
     with kernels.using(args.kernels):

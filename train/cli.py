@@ -26,6 +26,7 @@ VERBS = {
     "quantize": "post-training quantization: rounding or GPTQ, scales by search, transforms",
     "export": "a quantized model as files that other engines load",
     "theory": "QSNR against crest factor, in theory and on random numbers",
+    "search": "the best formats of so many bits a value, for a model or a distribution",
     "reproduce": "the study's published results against measured ones",
     "audit": "this project's checks, for anybody's quantizer",
 }
@@ -40,6 +41,7 @@ MODULES = {
     "quantize": "train.ptq.quantize",
     "export": "train.export.export",
     "theory": "train.analysis.theory",
+    "search": "train.analysis.search",
     "reproduce": "train.reproduce.reproduce",
     "audit": "train.audit.audit",
 }

@@ -78,7 +78,7 @@ class Observer:
 
     def __init__(self, model: nn.Module, look: Look, patterns: Sequence[str]) -> None:
         self.look, self.findings = look, Findings()
-        self._last: tuple[Tensor | None, dict[str, Findings]] = (None, {})
+        self._last: tuple[Tensor | None, dict[str, Any]] = (None, {})
         self._handles: list[Any] = []
         self.layers = chosen_linears(model, patterns)
         for name, layer in self.layers.items():
@@ -88,8 +88,8 @@ class Observer:
     def look_at_weights(self) -> None:
         """Both operands that are made of each weight."""
         for name, layer in self.layers.items():
-            self._record(name, "fprop_weight", look_at(layer.weight, 1, self.look))
-            self._record(name, "dgrad_weight", look_at(layer.weight, 0, self.look))
+            self._record(name, "fprop_weight", self._look(layer.weight, 1))
+            self._record(name, "dgrad_weight", self._look(layer.weight, 0))
 
     def remove(self) -> None:
         """Leave the layers as they were."""
@@ -102,7 +102,7 @@ class Observer:
             if self._last[0] is not x:  # q, k and v read the same tensor: look once
                 matrix = x.reshape(-1, x.shape[-1])
                 both = {"fprop_input": 1, "wgrad_input": 0}
-                self._last = x, {o: look_at(matrix, dim, self.look) for o, dim in both.items()}
+                self._last = x, {o: self._look(matrix, dim) for o, dim in both.items()}
             for operand, found in self._last[1].items():
                 self._record(name, operand, found)
 
@@ -111,8 +111,8 @@ class Observer:
     def _on_output(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def on_gradient(gradient: Tensor) -> None:
             matrix = gradient.reshape(-1, gradient.shape[-1])
-            self._record(name, "dgrad_grad_output", look_at(matrix, 1, self.look))
-            self._record(name, "wgrad_grad_output", look_at(matrix, 0, self.look))
+            self._record(name, "dgrad_grad_output", self._look(matrix, 1))
+            self._record(name, "wgrad_grad_output", self._look(matrix, 0))
 
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             # on the tensor: a module's backward hook bars a model from adding to it in place
@@ -120,7 +120,10 @@ class Observer:
 
         return hook
 
-    def _record(self, name: str, operand: str, found: Findings) -> None:
+    def _look(self, x: Tensor, dim: int) -> Any:
+        return look_at(x, dim, self.look)
+
+    def _record(self, name: str, operand: str, found: Any) -> None:
         where = place_of(name) | {"operand": operand}
         self.findings.qsnr += [where | row for row in found.qsnr]
         self.findings.crest += [where | row for row in found.crest]

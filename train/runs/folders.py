@@ -9,7 +9,7 @@ from data.plain import read_json, read_text
 RESULTS = {
     **dict.fromkeys(("compare.json", "branches.json", "run.json"), "format_version"),
     **dict.fromkeys(("analyze.json", "eval.json"), "protocol"),
-    **{"theory.json": "conventions", "reproduce.json": "nvint8"},
+    **{"theory.json": "conventions", "reproduce.json": "nvint8", "search.json": "search"},
 }
 _HOLDER = re.compile(r"\S+, process \d+\s*")
 EXPORTED = re.compile(
