@@ -7,6 +7,7 @@ share of saving is (one save) / (50 steps): one checkpoint per 50 steps.
 """
 
 import argparse
+import hashlib
 import itertools
 import os
 import statistics
@@ -23,7 +24,9 @@ from data.prepare import prepare
 from data.request import PrepareRequest
 from train.fit.fit import fit
 from train.fit.saving import Checkpoints
+from train.loggers.metrics_csv import MetricsCsv
 from train.model.module import PretrainModule
+from train.runs.metrics import HEADER, Mark
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EVERY = 50
@@ -107,6 +110,32 @@ def bench(model: Path, steps: int, repeats: int) -> None:
     )
 
 
+def bench_rows(counts: list[int]) -> None:
+    """What a resume does with the rows of metrics.csv before it: check their hash, cut, go on."""
+    for count in counts:
+        with tempfile.TemporaryDirectory(prefix="bench-rows-") as name:
+            path = Path(name) / "metrics.csv"
+            cells = (
+                f"{i},{i * 4096},{3 + 1 / i!r},1.0{i % 997},0.001,{1000.1 + i % 89!r},0.0,0.0,,,\n"
+                for i in range(1, count + 1)
+            )
+            path.write_bytes(HEADER + "".join(cells).encode())
+            data = path.read_bytes()
+            last = data.rfind(b"\n", 0, len(data) - 1) + 1
+            mark = Mark(
+                HEADER.decode(), last, hashlib.sha256(data[:last]).hexdigest(), data[last:].decode()
+            )
+            began, busy = time.perf_counter(), time.process_time()
+            wrong = mark.check(path.read_bytes())
+            log = MetricsCsv(Path(name), count)
+            log.log_metrics({"train/loss": 1.0}, count + 1)
+            log.finalize("success")
+            took, busy = time.perf_counter() - began, time.process_time() - busy
+            assert wrong is None and path.read_bytes().startswith(data)
+        megabytes = len(data) / 1e6
+        print(f"{count:,} rows ({megabytes:.1f} MB): {took:.2f} s, of the processor {busy:.2f} s")
+
+
 def import_seconds() -> float:
     """Of `lowbit fit`, in a new process."""
     began = time.perf_counter()
@@ -119,5 +148,9 @@ if __name__ == "__main__":
     parser.add_argument("--model", type=Path, default=CONFIGS / "model/quickstart.yaml")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, nargs="+", help="only this: a resume with so many rows")
     args = parser.parse_args()
-    bench(args.model, args.steps, args.repeats)
+    if args.rows:
+        bench_rows(args.rows)
+    else:
+        bench(args.model, args.steps, args.repeats)

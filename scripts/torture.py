@@ -1,205 +1,219 @@
-"""Kill a training run with SIGKILL at seeded random moments; it must end as if nothing had been.
+"""Kills and I/O faults at seeded random moments; what goes on must end as if nothing had been.
 
-    python scripts/torture.py --kills 25 --seed 0
+    python scripts/torture.py --trials 100 --seed 0
 
-A tiny model with all that could go wrong: dropout, two micro-batches a step, stochastic rounding, a
-checkpoint every step, validation. Each kill waits for the n-th beginning of a micro-batch, a save
-or a validation of its process, and then a part of that one's duration. At the end every logged
-number but the times, the weights, the optimizer and the generators are compared bit for bit with
-the uninterrupted run, and TensorBoard must hold each step once. Exit code 1 where they differ.
+A trial is a tiny run with all that could go wrong (dropout, stochastic rounding, two micro-batches
+a step, a checkpoint every step; every fifth of them with phases, activation checkpointing, the
+integer backend or the microscope), or another verb that writes. It is started with one fault after
+another: SIGKILL at a moment of the clock; or at its n-th file call SIGKILL before, after or within
+it, a disk that is full for some calls (ENOSPC), EIO, a short write; on any rank. After each start
+run.json must be true and no line a traceback; ranks that are left end by themselves. The last start
+has no fault: every number, weight, moment, generator and file is compared bit for bit with
+what was never disturbed. Exit code 1 where they differ. `--only N` does trial N of a seed again.
 """
 
 import argparse
-import csv
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from faults import ACTIONS, KILLS, Block, Fault, with_shim
 
-from data.prepare import prepare
-from data.request import PrepareRequest
-from train.checkpoints.folder import (
-    AtomicCheckpointIO,
-    complete_checkpoints,
-    load_state,
-    verify_checkpoint,
+PATIENCE = 60.0  # seconds that a rank may outlive another
+FAULTS = 4  # of a trial
+CLOCK = "kill at a time"
+WEIGHTS = {CLOCK: 6, "kill before": 1, "kill within": 2, "kill after": 1} | {
+    "ENOSPC": 1, "EIO": 1, "short write": 1,
+}  # fmt: skip
+
+
+@dataclass
+class Tally:
+    """What was done to a kind of job, and what it left."""
+
+    done: Counter[str] = field(default_factory=Counter)
+    trials: int = 0
+    equal: int = 0  #: faults of trials that ended bit for bit as undisturbed
+    slowest: float = 0.0  #: seconds that a rank outlived another
+
+    def row(self, name: str) -> str:
+        kills = sum(self.done[kind] for kind in (CLOCK, *KILLS))
+        calls = "/".join(str(self.done[kind]) for kind in KILLS)
+        faults = " | ".join(str(self.done[kind]) for kind in ("ENOSPC", "EIO", "short write"))
+        outlived = f"{self.slowest:.1f} s" if self.slowest else "-"
+        whole = sum(self.done.values())
+        return (
+            f"| {name} | {self.trials} | {kills} ({self.done[CLOCK]}; {calls}) | {faults} | "
+            f"{self.equal} of {whole} | {outlived} |"
+        )
+
+
+HEADER = (
+    "| job | trials | kills (by the clock; before/within/after a call) | ENOSPC | EIO | short write"
+    " | bit-equal | longest that a rank outlived another |\n|---|---|---|---|---|---|---|---|"
 )
-from train.fit.fit import fit
-from train.model.module import PretrainModule
-
-EVENTS = {"m": "micro-batch", "s": "save", "v": "validation"}
-STOCHASTIC = "{name: mxint8, rounding: stochastic}"
-CONFIG = f"""
-model:
-  llama: {{hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
-    num_key_value_heads: 2, vocab_size: 320, max_position_embeddings: 64, attention_dropout: 0.1}}
-  optimization: {{lr: 1.0e-2, warmup_steps: 2}}
-  policy:
-    name: stochastic
-    recipe: {{fprop_input: mxint8, fprop_weight: mxint8, dgrad_weight: mxint8, wgrad_input: mxint8,
-      dgrad_grad_output: {STOCHASTIC}, wgrad_grad_output: {STOCHASTIC}}}
-data: {{seq_len: 32, global_batch_size: 8, val_windows: 8}}
-trainer: {{accelerator: cpu, accumulate_grad_batches: 2, val_check_interval: 3}}
-checkpoint_every: 1
-"""
 
 
-def run(folder: Path, max_steps: int, name: str, events: int | None = None) -> int:
-    """A child process that trains; it says on the pipe `events` what it begins."""
-    child = os.fork()  # nothing is imported again: a start takes a second, not ten
-    if child:
-        return child
-    log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    if events is not None:
-        announce(PretrainModule, "training_step", lambda: os.write(events, b"m"))
-        announce(PretrainModule, "validation_step", lambda: os.write(events, b"v"))
-        announce(AtomicCheckpointIO, "save_checkpoint", lambda: os.write(events, b"s"))
-    arguments = ["--data.path", str(folder / "tokens"), "--run_dir", str(folder / name)]
-    steps = ["--trainer.max_steps", str(max_steps)]
-    try:
-        code = fit(["-c", str(folder / "config.yaml"), *arguments, *steps])
-    except BaseException as error:
-        print(repr(error), file=sys.stderr)
-        code = 99
-    os._exit(code)
+class Torture:
+    """Trials of one seed, in a folder of their own."""
+
+    def __init__(self, seed: int, folder: Path, jobs: list[str]) -> None:
+        self.seed, self.folder, self.jobs = seed, folder, jobs
+        self.tallies: dict[str, Tally] = {}
+        self.whole: dict[tuple[str, str], tuple[Any, int, float]] = {}
+        self.failures: list[str] = []
+
+    def undisturbed(self, job: Any) -> tuple[Any, int, float]:
+        """The job's like that nothing happens to: with the file calls of its ranks, and seconds."""
+        key = (job.name, job.variant)
+        if key not in self.whole:
+            like = job.like()
+            like.begin(self.folder / "whole" / f"{job.name}-{job.variant}")
+            block = Block.make(self.folder / "whole.block", like.folder)
+            began = time.monotonic()
+            codes, _ = self.ended(like.start(block, 0))
+            if any(codes):
+                raise RuntimeError(f"{key}: {codes}\n{(like.folder / 'log').read_text()[-2000:]}")
+            self.whole[key] = like, block.get("calls"), time.monotonic() - began
+        return self.whole[key]
+
+    @staticmethod
+    def ended(children: list[int]) -> tuple[list[int], float]:
+        from torture_runs import ended
+
+        return ended(children, PATIENCE)
+
+    def trial(self, number: int) -> None:
+        """One of them, the same at every call."""
+        choice = random.Random(self.seed * 1_000_003 + number)
+        job = self.job(choice)
+        whole, calls, seconds = self.undisturbed(job)
+        place = self.folder / f"trial-{number}"
+        job.begin(place)
+        block = Block.make(self.folder / "block", place)
+        tally = self.tallies.setdefault(job.name, Tally())
+        story, done, problems = [], Counter[str](), list[str]()
+        for _ in range(FAULTS):
+            kind, line, codes, longest = self.strike(job, block, choice, calls, seconds)
+            story.append(line)
+            if kind is not None:
+                done[kind] += 1
+                tally.slowest = max(tally.slowest, longest if job.ranks > 1 else 0)
+            problems += self.wrong(job, codes, kind)
+            if problems or not any(codes):
+                break  # it is done
+        if not problems:
+            block.set(action=0)
+            codes, _ = self.ended(job.start(block, 0))
+            by_io = bool(done.keys() - {CLOCK, *KILLS})
+            problems += [f"the last start ended with {codes}"] if any(codes) else []
+            problems = problems or job.differences(whole, by_io=by_io)
+        tally.trials += 1
+        tally.done += done
+        tally.equal += 0 if problems else sum(done.values())
+        outcome = "bit-equal" if not problems else f"FAILED {'; '.join(problems)[:600]}"
+        print(
+            f"trial {number} ({job.name}, {job.variant}): {'; '.join(story)}: {outcome}", flush=True
+        )
+        if problems:
+            self.failures.append(f"--seed {self.seed} --only {number}")
+            print((place / "log").read_text(errors="replace")[-1500:], flush=True)
+        else:
+            shutil.rmtree(place)
+
+    def job(self, choice: random.Random) -> Any:
+        """By lot, as often as its weight says."""
+        from torture_runs import STRATEGIES, VARIANTS, Training
+        from torture_verbs import VERBS
+
+        name = choice.choice(self.jobs)
+        if name in STRATEGIES:
+            variant = choice.choice(["plain"] * 4 + [*VARIANTS])
+            if (name, variant) == ("fsdp2", "microscope"):
+                variant = "plain"  # FSDP2 has no microscope
+            inputs = self.folder / "inputs"
+            return Training(name, variant, inputs / "tokens", inputs / "config.yaml")
+        return VERBS[name](self.folder)
+
+    def strike(
+        self, job: Any, block: Block, choice: random.Random, calls: int, seconds: float
+    ) -> tuple[str | None, str, list[int], float]:
+        """Start it with a fault: the kind, None where it had ended before; a line, exit codes."""
+        kind = choice.choices([*WEIGHTS], [*WEIGHTS.values()])[0]
+        rank, share = choice.randrange(job.ranks), choice.random()
+        block.set(action=0, calls=0, done=0)
+        who = f" of rank {rank}" if job.ranks > 1 else ""
+        if kind == CLOCK:
+            delay = share * seconds * 0.8
+            children = job.start(block, rank)
+            time.sleep(delay)
+            os.kill(children[rank], signal.SIGKILL)  # a zombie of ours, at worst
+            line = f"kill{who} after {delay:.2f} s"
+        else:
+            fault = Fault(kind, 1 + int(share**1.5 * calls * 0.8))
+            block.arm(fault)
+            children = job.start(block, rank)
+            line = f"{fault}{who}"
+        codes, longest = self.ended(children)
+        is_hit = codes[rank] == -signal.SIGKILL if kind in (CLOCK, *KILLS) else block.get("done")
+        return kind if is_hit else None, f"{line} -> {codes}", codes, longest
+
+    def wrong(self, job: Any, codes: list[int], kind: str | None) -> list[str]:
+        """What a start left that is not so, or nobody's words."""
+        found = [f"exit codes {codes}"] if not {*codes} <= {0, 2, -signal.SIGKILL} else []
+        log = job.folder / "log"
+        if log.exists() and "Traceback" in log.read_text(errors="replace"):
+            found.append("a traceback")
+        found += job.untrue(codes, kind in ACTIONS.keys() - {*KILLS})
+        return found
+
+    def table(self) -> str:
+        """All that was done."""
+        whole = Tally()
+        for tally in self.tallies.values():
+            whole.done += tally.done
+            whole.trials, whole.equal = whole.trials + tally.trials, whole.equal + tally.equal
+            whole.slowest = max(whole.slowest, tally.slowest)
+        rows = [tally.row(name) for name, tally in sorted(self.tallies.items())]
+        return "\n".join([HEADER, *rows, whole.row("all")])
 
 
-def announce(owner: Any, method: str, say: Callable[[], Any]) -> None:
-    """Have `say` called whenever the method begins."""
-    original = getattr(owner, method)
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        say()
-        return original(*args, **kwargs)
-
-    setattr(owner, method, wrapped)
-
-
-def kill_once(folder: Path, max_steps: int, choice: random.Random, number: int) -> bool:
-    """Start the run and kill it; False where it ended before its moment came."""
-    event = choice.choice("msv")
-    count = choice.randint(1, {"m": 6, "s": 3, "v": 2}[event])
-    delay = choice.uniform(0, {"m": 0.05, "s": 0.02, "v": 0.03}[event])
-    reading, writing = os.pipe()
-    child = run(folder, max_steps, "killed", writing)
-    os.close(writing)
-    seen = 0
-    while seen < count and (byte := os.read(reading, 1)):
-        seen += byte == event.encode()
-    os.close(reading)
-    if seen == count:
-        time.sleep(delay)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    saved = complete_checkpoints(folder / "killed" / "checkpoints")
-    killed = os.WIFSIGNALED(status)
-    print(
-        f"kill {number}: {EVENTS[event]} {count} + {delay * 1000:.1f} ms, "
-        f"{'killed' if killed else f'had ended with {os.WEXITSTATUS(status)}'}; "
-        f"newest {saved[-1].name if saved else 'none'}",
-        flush=True,
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--jobs", nargs="+", default=["process"] * 4 + ["ddp", "ddp", "fsdp2", "fsdp2"]
     )
-    return killed
+    parser.add_argument("--only", type=int, help="this trial alone")
+    parser.add_argument("--minutes", type=float, help="begin no trial after that")
+    args = parser.parse_args()
+    with_shim()
+    import torch
+    from tiny_run import write_inputs
 
-
-def differences(a: Path, b: Path, max_steps: int) -> list[str]:
-    """What two runs do not have in common, by name."""
-    found = [
-        f"metrics.csv of step {left.get('step')}: {left} and {right}"
-        for left, right in zip(rows(a), rows(b), strict=True)
-        if left != right
-    ]
-    states = []
-    for folder in (a, b):
-        newest = complete_checkpoints(folder / "checkpoints")[-1]
-        verify_checkpoint(newest)
-        states.append(load_state(newest))
-        events = EventAccumulator(str(folder)).Reload()
-        steps = [event.step for event in events.Scalars("train/loss")]
-        if steps != list(range(1, max_steps + 1)):
-            found.append(f"TensorBoard of {folder.name} has train/loss at {steps}")
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "rng", "callbacks"):
-        found += differing(states[0][part], states[1][part], part)
-    return found
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """metrics.csv without the times."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        kept = csv.DictReader(file)
-        return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in kept]
-
-
-def differing(a: Any, b: Any, where: str) -> list[str]:
-    """Names of the leaves that are not equal, through nested containers."""
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return [name for key in a for name in differing(a[key], b[key], f"{where}.{key}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        pairs = enumerate(zip(a, b, strict=True))
-        return [name for i, (x, y) in pairs for name in differing(x, y, f"{where}.{i}")]
-    equal = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    return [] if equal else [where]
-
-
-def wait(child: int) -> int:
-    """The exit code of a child that was not killed."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def prepare_folder(folder: Path) -> None:
-    """Tokens of a text that needs no download, and the configuration."""
-    for index in range(20):
-        lines = (f"{index} times {n} is {index * n}, as every child knows." for n in range(40))
-        (folder / f"{index}.txt").write_text("\n".join(lines))
-    text = PrepareRequest(text=(f"{folder}/*.txt",), tokenizer="bytes", val_fraction=0.2)
-    prepare(folder / "tokens", text)
-    (folder / "config.yaml").write_text(CONFIG)
-
-
-def torture(kills: int, seed: int, max_steps: int) -> int:
-    """Reference run, kills, last run, comparison."""
     torch.set_num_threads(1)  # sums depend on their number
-    choice = random.Random(seed)
-    print(f"{kills} kills, seed {seed}, {max_steps} steps", flush=True)
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
-        folder = Path(name)
-        prepare_folder(folder)
-        began = time.perf_counter()
-        code = wait(run(folder, max_steps, "whole"))
-        print(f"uninterrupted: exit code {code}, {time.perf_counter() - began:.1f} s", flush=True)
-        if code:
-            print((folder / "whole.log").read_text()[-2000:])
-            return 1
-        done = 0
-        while done < kills:
-            if not kill_once(folder, max_steps, choice, done + 1):
-                print((folder / "killed.log").read_text()[-2000:])
-                return 1
-            done += 1
-        last = wait(run(folder, max_steps, "killed"))
-        print(f"the last start: exit code {last}; {time.perf_counter() - began:.1f} s in all")
-        if code or last:
-            print((folder / "killed.log").read_text()[-2000:])
-            return 1
-        found = differences(folder / "whole", folder / "killed", max_steps)
-    print("\n".join(found) or "bitwise equal: losses, weights, optimizer, generators")
-    return 1 if found else 0
+        torture = Torture(args.seed, Path(name), args.jobs)
+        (torture.folder / "inputs").mkdir()
+        write_inputs(torture.folder / "inputs")
+        began = time.monotonic()
+        for number in range(args.trials) if args.only is None else [args.only]:
+            if args.minutes and time.monotonic() - began > 60 * args.minutes:
+                break
+            torture.trial(number)
+        print(f"\nseed {args.seed}, {time.monotonic() - began:.0f} s\n\n{torture.table()}")
+    print("\n".join(f"FAILED: {failure}" for failure in torture.failures))
+    return 1 if torture.failures else 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=25)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="default: 3 a kill and 4 more")
-    args = parser.parse_args()
-    sys.exit(torture(args.kills, args.seed, args.steps or 3 * args.kills + 4))
+    sys.exit(main())

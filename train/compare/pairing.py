@@ -217,10 +217,11 @@ def circumstances(runs: Sequence[Run]) -> list[str]:
     """A line for what differs and moves last digits, one for what older runs never recorded."""
     named: dict[str, dict[str, str]] = {}
     missing: dict[str, list[str]] = {}
+    known = {key for run in runs for key in run.identity.keys()}
     for run in runs:
         for field, value in run.identity.part(Group.NAMED).items():
             named.setdefault(field, {})[f"{run.label} s{run.seed}"] = text(value)
-        for key in {key for other in runs for key in other.identity.keys()} - run.identity.keys():
+        for key in known - run.identity.keys():
             missing.setdefault(f"{run.label} s{run.seed}", []).append(key)
     differ = [
         f"{field} ({', '.join(f'{value} in {_few(names)}' for value, names in by.items())})"

@@ -100,9 +100,12 @@ def _thinned(values: Array) -> np.ndarray:
     """Indices of the extremes of equal stretches, so that no spike is lost, and of both ends."""
     if len(values) <= MAX_POINTS:
         return np.arange(len(values))
-    stretches = np.array_split(np.arange(len(values)), MAX_POINTS // 2 - 1)
-    extremes = [s[find(values[s])] for s in stretches for find in (np.argmin, np.argmax)]
-    return np.unique([0, *extremes, len(values) - 1])
+    count, stretches = len(values), MAX_POINTS // 2 - 1
+    sizes = np.full(stretches, count // stretches)
+    sizes[: count % stretches] += 1
+    of, first = np.repeat(np.arange(stretches), sizes), np.cumsum(sizes) - sizes
+    extremes = [np.lexsort((ordered, of))[first] for ordered in (values, -values)]
+    return np.unique([0, *np.concatenate(extremes), count - 1])
 
 
 def _band(baseline: dict[int, Run], group: dict[int, Run]) -> dict[str, Any] | None:

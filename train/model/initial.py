@@ -5,9 +5,10 @@ import hashlib
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
@@ -55,6 +56,16 @@ class InitialWeights:
         if hashed and not (self._init_from and self.replaced):
             self.hash = weights_hash(model)
         return model
+
+
+class Undrawn(LightningModule):
+    """A module whose weights may not be there yet."""
+
+    def cpu(self) -> Self:
+        """Lightning's end of a run, also of one that failed before it had weights: there it would
+        raise, and what failed would never be said.
+        """
+        return self if any(p.is_meta for p in self.parameters()) else super().cpu()
 
 
 def empty_model(llama: LlamaConfig) -> LlamaForCausalLM:

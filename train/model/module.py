@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -28,7 +27,7 @@ from train.model.controls import Control, with_keys
 from train.model.distillation import Distillation, Teacher
 from train.model.finite import check_finite, check_validation
 from train.model.first_products import FirstProducts
-from train.model.initial import InitialWeights, empty_model
+from train.model.initial import InitialWeights, Undrawn, empty_model
 from train.model.optimizer import optimizer_of
 from train.model.step import (
     Optimization,
@@ -44,7 +43,7 @@ from train.model.step import (
 from train.runs.metrics import perplexity
 
 
-class PretrainModule(LightningModule):
+class PretrainModule(Undrawn):
     """Pretrain a Llama model with its linear layers quantized under `policy`.
 
     Args:

@@ -8,6 +8,7 @@ is declared nowhere: whoever adds one decides here what it does to a comparison.
 
 from collections.abc import Collection, Iterable
 from enum import Enum
+from functools import cache
 
 
 class Group(Enum):
@@ -79,6 +80,7 @@ ALIASES = {
 }
 
 
+@cache
 def declared_key(field: str) -> str | None:
     """The key of DECLARATION that covers `field`."""
     parts = field.split(".")

@@ -1,11 +1,14 @@
 """Ranks meet soon, or a line says who is missing."""
 
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from train.distributed.rendezvous import meet
+from train.model.initial import InitialWeights
 
 
 def port() -> int:
@@ -37,3 +40,28 @@ def test_all_who_come_meet() -> None:
         stores = list(pool.map(lambda rank: meet("127.0.0.1", place, rank, 3, 20), range(3)))
         stores[0].set("a", "b")
         assert stores[2].get("a") == b"b"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("rank 1 did not come"),
+        OSError("no room for weights"),
+        ValueError("no such weights"),
+    ],
+)
+def test_what_fails_before_there_are_weights_is_said(
+    error: Exception,
+    fit: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Lightning's teardown moves the module, whose weights are on the meta device still."""
+
+    def draw(self: InitialWeights, *, hashed: bool = True) -> None:
+        raise error
+
+    monkeypatch.setattr(InitialWeights, "draw", draw)
+    assert fit(tmp_path / "run", "bf16") == 2
+    assert capsys.readouterr().err.endswith(f"lowbit: error: {error}\n")
