@@ -1,6 +1,7 @@
 """The data of a run as a LightningDataModule: batches are a pure function of the optimizer step."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,7 @@ class TokenDataModule(LightningDataModule):
         for name, count in (counts | {"val_windows": val_windows}).items():
             if count is not None and count < 1:
                 raise ValueError(f"{name}={count}, expected at least 1")
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expandvars(path)).expanduser()
         self.seq_len = seq_len
         self.global_batch_size = global_batch_size
         self.seed = seed

@@ -5,6 +5,7 @@ import binascii
 import itertools
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -32,6 +33,21 @@ _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+@cache
+def ask_hub_once() -> None:
+    """Where the hub does not answer, what is cached is all there is: its own client would ask
+    again for half a minute a file. Before anything with a hub id is loaded.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whichever library the session is of
+        constants.HF_HUB_OFFLINE = True
 
 
 def load_vocabulary(name: str, eos: str | None = None) -> Vocabulary:
@@ -91,6 +107,8 @@ def _from_json(path: Path) -> Tokenizer:
 def _from_transformers(name: str) -> tuple[Tokenizer, str | None]:
     from transformers import AutoTokenizer  # imports torch
 
+    if not Path(name).exists():
+        ask_hub_once()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from data.plain import explained
+from data.pretrained import ask_hub_once
 from train.model.controls import Control, perturb
 from train.runs.exports import check_export
 
@@ -116,6 +117,8 @@ def pretrained_model(source: str, config: LlamaConfig) -> LlamaForCausalLM:
 
 def check_source(source: str, config: LlamaConfig) -> None:
     """Raise ValueError, field by field, unless the model at `source` is the Llama of `config`."""
+    if not Path(source).exists():
+        ask_hub_once()
     with explained(f"init_from={source} cannot be read"):
         found = AutoConfig.from_pretrained(source, trust_remote_code=False)
     kinds = [*map(str, found.architectures or ["LlamaForCausalLM"])]

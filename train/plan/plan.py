@@ -48,11 +48,13 @@ class Workload:
     micro_batch: int
     seq_len: int
     steps: int
+    bucket_view: bool = False  #: DDP's: gradients are views of its buckets, no second copy
 
     @classmethod
     def read(cls, data: Any, trainer: Any) -> "Workload":
         """From the configuration's sections; ValueError for what does not divide."""
         strategy, batch = trainer["strategy"], data["global_batch_size"]
+        arguments = {} if isinstance(strategy, str) else {**(strategy.get("init_args") or {})}
         if not isinstance(strategy, str):
             path = strategy["class_path"]
             strategy = CLASSES.get(path.rpartition(".")[2], path)
@@ -68,7 +70,8 @@ class Workload:
                 f"data.global_batch_size={batch} is not a multiple of {ranks} devices x "
                 f"trainer.accumulate_grad_batches={accumulate}"
             )
-        return cls(strategy, ranks, accumulate, micro, data["seq_len"], trainer["max_steps"])
+        steps, view = trainer["max_steps"], bool(arguments.get("gradient_as_bucket_view"))
+        return cls(strategy, ranks, accumulate, micro, data["seq_len"], steps, view)
 
     @property
     def gradient_parts(self) -> int:
@@ -126,8 +129,8 @@ def traced_work(module: PretrainModule, workload: Workload, checkpointing: bool)
 def memory(module: PretrainModule, workload: Workload, checkpointing: bool) -> Memory:
     """What one device holds; FP32 weights and gradients, AdamW's two moments.
 
-    DDP keeps a second copy of the gradients, its buckets. FSDP2 divides all three by the ranks, but
-    for the gradients that it accumulates.
+    DDP keeps a second copy of the gradients, its buckets, unless they are views of them. FSDP2
+    divides all three by the ranks, but for the gradients that it accumulates.
     """
     model, sharded = module.model, workload.strategy == "fsdp2"
     whole = FP32 * sum(p.numel() for p in model.parameters())
@@ -136,7 +139,8 @@ def memory(module: PretrainModule, workload: Workload, checkpointing: bool) -> M
     if sharded and model.config.tie_word_embeddings:  # FSDP2's root, gathered all the time
         work += FP32 * model.model.embed_tokens.weight.numel()
     work += FP32 * (module.teacher.num_parameters if module.teacher else 0)
-    copies = 2 if workload.strategy == "ddp" and workload.ranks > 1 else 1
+    is_ddp = workload.strategy == "ddp" and workload.ranks > 1
+    copies = 2 if is_ddp and not workload.bucket_view else 1
     return Memory(state, copies * whole / workload.gradient_parts, 2 * state, work)
 
 

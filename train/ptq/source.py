@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from data.pretrained import load_vocabulary
+from data.pretrained import ask_hub_once, load_vocabulary
 from data.vocabulary import Vocabulary
 from train.checkpoints.folder import file_digest
 from train.model.initial import weights_hash
@@ -117,6 +117,7 @@ def _fetched(name: str) -> Path:
     """The snapshot of a hub id; ValueError in one line for any of the hub's refusals."""
     from huggingface_hub import snapshot_download
 
+    ask_hub_once()
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))

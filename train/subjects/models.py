@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from data.corpus import Wheel
 from data.plain import explained, read_json, read_text
-from data.pretrained import load_vocabulary
+from data.pretrained import ask_hub_once, load_vocabulary
 from data.vocabulary import Vocabulary
 from train.checkpoints.folder import complete_checkpoints, load_state, verify_checkpoint
 from train.runs.belonging import corpus_of, refuse_foreign, run_identity
@@ -148,6 +148,8 @@ def _from_hub(name: str) -> Subject:
         earlier_end(folder, run_identity(folder.parent, record), record)  # raises for another's
     else:
         check_export(folder)
+    if not Path(name).exists():
+        ask_hub_once()
     try:
         vocabulary = load_vocabulary(name)
     except ValueError:

@@ -95,8 +95,9 @@ def test_the_home_folder_is_meant(
     fit: Fit, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tiny_data.parent))
-    few = ("--data.path", f"~/{tiny_data.name}", "--trainer.max_steps", "1")
-    assert fit(tmp_path / "run", "bf16", *few) == 0
+    for index, home in enumerate(("~", "$HOME", "${HOME}")):
+        few = ("--data.path", f"{home}/{tiny_data.name}", "--trainer.max_steps", "1")
+        assert fit(tmp_path / f"run{index}", "bf16", *few) == 0
 
 
 def test_an_error_of_ours_stays_a_traceback() -> None:

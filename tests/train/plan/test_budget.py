@@ -107,6 +107,8 @@ def test_strategies_share_what_they_share(monkeypatch: pytest.MonkeyPatch) -> No
         memory(module, Workload(strategy, ranks, 1, 1, 64, 10), True)
         for strategy, ranks in (("auto", 1), ("ddp", 8), ("fsdp2", 8))
     )
+    view = memory(module, Workload("ddp", 8, 1, 1, 64, 10, bucket_view=True), True)
+    assert view.gradients == one.gradients
     assert ddp.gradients == 2 * one.gradients and ddp.optimizer == one.optimizer
     assert 8 * fsdp.weights == one.weights and 8 * fsdp.optimizer == one.optimizer
 
