@@ -12,7 +12,7 @@ from data.vocabulary import Vocabulary
 from lowbit import QuantizedTensor, QuantRecipe, ScaleFormat, quantize, rotate
 from lowbit.definition.transforms import Transform
 from train.config.policies import read_policy
-from train.quantized.layout import StoredLayer
+from train.quantized.layout import StoredLayer, check_stored
 from train.quantized.model import (
     QuantizedModel,
     fused,
@@ -94,6 +94,7 @@ def round_together(weights: Mapping[str, Tensor], recipe: QuantRecipe) -> dict[s
     """Layers rounded to nearest as one matrix: under one tensor scale where there is one."""
     format, rotation = recipe.fprop_weight, recipe.fprop_rotation
     assert format is not None
+    check_stored(format)
     whole = torch.cat([weight.float() for weight in weights.values()])
     transform = None
     if rotation is not None:

@@ -10,6 +10,7 @@ from lowbit.definition.transforms import NAMES
 from lowbit.ptq import Observer, Order, Search, Solver
 from train.config.formats import read_format, write_format
 from train.config.strict_yaml import load_yaml
+from train.quantized.layout import check_stored
 
 INPUTS = ("original", "propagated", "quantized")
 
@@ -35,6 +36,7 @@ class Method:
     transform_seed: int | None = None
 
     def __post_init__(self) -> None:
+        check_stored(self.format)
         _one_of("method", self.method, ("rtn", "gptq"))
         _one_of("observer", self.observer, ("minmax", "mse"))
         if self.method == "rtn":

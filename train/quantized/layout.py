@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowbit import BlockFormat, QuantizedTensor, ScaleFormat, Transform
+from lowbit import BlockFormat, OuterScale, QuantizedTensor, ScaleFormat, Transform
 from train.checkpoints.folder import open_staging, publish
 from train.config.formats import read_format, write_format
 from train.quantized.linear import StoredLinear
@@ -33,6 +33,12 @@ FILES = re.compile(
     r"tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab.*|merges\.txt|.+\.model"
     r"|chat_template\..+|generation_config\.json"
 )
+
+
+def check_stored(format: BlockFormat) -> None:
+    """ValueError for a format of weights that no file holds."""
+    if format.outer is OuterScale.ROW:
+        raise ValueError(f"{format}: a file holds one scale above a weight's blocks, none by row")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from train.quantized.overlap import LENGTH, fingerprints, refuse_overlap
 FLAGS = [
     (["--format", "mxfp3"], "unknown block format 'mxfp3'"),
     (["--format", "{name: mxfp4, blocks: 8}"], "blocks"),
+    (["--format", "{name: nvfp4, outer_scale: row}"], "none by row"),
     ([], "--format is missing"),
     (["--format", "mxfp4", "--method", "awq"], "--method 'awq': expected one of rtn, gptq"),
     (["--format", "mxfp4", "--observer", "max"], "--observer 'max': expected one of minmax, mse"),
