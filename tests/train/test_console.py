@@ -1,5 +1,6 @@
 """What a command prints is ours alone, with the test extra (torchao) installed."""
 
+import csv
 import importlib.util
 import subprocess
 import sys
@@ -52,6 +53,8 @@ def test_a_run_its_branches_and_its_evaluation(
     steps = ("--trainer.max_steps", 2, "--trainer.val_check_interval", 1, "--checkpoint_every", 1)
     out, errors = lowbit("fit", *layers, *steps)
     assert all(line.startswith("training: ") for line in errors if line)  # states of one bar
+    with (run / "metrics.csv").open(newline="") as file:
+        *_, last = (float(row["val/loss"]) for row in csv.DictReader(file))
     ours = [line for line in out.splitlines() if not line.startswith("slow: ")]  # of the machine
     assert ours == [
         f"{run}:",
@@ -60,6 +63,8 @@ def test_a_run_its_branches_and_its_evaluation(
         "  model.layers.0-1.mlp.{gate_proj,up_proj,down_proj}",
         "  lm_head",
         "    all six operands: bf16",
+        "",
+        f"val loss {last:.4f}, 2 steps done; weights in {run}/hf",
     ]
     arms = ("--horizon", 1, "--branches", 2, "--jobs", 2, "--recipes", bf16)
     out, errors = lowbit("sweep", "--out", tmp_path / "out", "--branch-from", point, *arms)

@@ -98,6 +98,9 @@ def _fit(cli: RunCLI) -> int:
     if trainer.is_global_zero:
         export = Export(run_dir, module.model.config, cli.datamodule)
         finish_record(run_dir, export.write(weights, cli.record))
+        found = module.validation.get("val/loss")  # the bar still shows the one before
+        result = "" if found is None else f"val loss {found:.4f}, "
+        print(f"\n{result}{trainer.max_steps} steps done; weights in {run_dir / 'hf'}", flush=True)
     return 0
 
 
