@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     rows = sorted(store.rows.values(), key=lambda row: -row["qsnr_db"])
     mark_front(rows)
     if model is not None and text is not None and args.top:
-        _casts(model, text, [f for f in formats if str(f) in _shown(rows, args)], rows)
+        fit = {str(format): format for format in formats if _divides(format, model)}
+        best = _best([row for row in rows if row["format"] in fit], args)
+        _casts(model, text, [fit[name] for name in best], rows)
     write_csv(rows, args.out / "search.csv")
     from train.analysis.search_plot import plot
 
@@ -86,7 +88,7 @@ def measured(format: BlockFormat, tensors: Tensor) -> Row:
     found = found[found.isfinite()]
     return {
         "format": str(format), "bits": format.bits_per_value, "qsnr_db": float(found.mean()),
-        "p10_db": float(found.quantile(0.1)), "named": format.name in NAMED,
+        "p10_db": float(found.quantile(0.1)),
     }  # fmt: skip
 
 
@@ -166,10 +168,21 @@ def _subject(args: argparse.Namespace) -> tuple[nn.Module | None, Text | None, T
     return subject.model, text, torch.stack(sampler.kept), source
 
 
-def _shown(rows: Sequence[Row], args: argparse.Namespace) -> set[str]:
+def _divides(format: BlockFormat, model: nn.Module) -> bool:
+    """Whether its blocks divide the inputs of all layers: others cannot be cast into it."""
+    size = format.block_size
+    assert isinstance(size, int)
+    layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    return all(layer.in_features % size == 0 for layer in layers)
+
+
+def _best(rows: Sequence[Row], args: argparse.Namespace) -> list[str]:
+    """The first of `rows` within the budget, and the named ones near it."""
     best = [r["format"] for r in rows if r["bits"] <= args.bits][: args.top]
-    near = [r["format"] for r in rows if r["named"] and args.bits - 1 < r["bits"] <= args.bits]
-    return {*best, *near}
+    near = [
+        r["format"] for r in rows if r["format"] in NAMED and args.bits - 1 < r["bits"] <= args.bits
+    ]
+    return list(dict.fromkeys([*best, *near]))
 
 
 def _casts(
@@ -186,7 +199,8 @@ def _casts(
 
 
 def _report(rows: Sequence[Row], args: argparse.Namespace, source: str, x: Tensor) -> list[str]:
-    best = [row for row in rows if row["pareto"] or row["format"] in _shown(rows, args)]
+    names = _best(rows, args)
+    best = [row for row in rows if row["pareto"] or row["format"] in names or "KL" in row]
     shown = [
         {
             "format": row["format"], "bits/value": row["bits"], "QSNR dB": round(row["qsnr_db"], 2),
@@ -199,5 +213,6 @@ def _report(rows: Sequence[Row], args: argparse.Namespace, source: str, x: Tenso
         f"{len(rows)} formats on {source}: mean QSNR over {len(x)} tensors, {SAMPLE} values of each"
         f" in rows of {SEGMENT} along the contraction; a tensor's scale is that of its sample",
         f"grid: {GRID}; of them those of {args.bits - 1:g} to {args.bits:g} bits, and all named",
+        "KL: of the best and the named ones whose blocks divide the layers' inputs",
         "", table(shown), "", f"written: {args.out}/search.csv .json .png .svg",
     ]  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lowbit.formats import NAMED
 from train.output.figures import COLORS, save
 
 
@@ -19,7 +20,7 @@ def plot(rows: Sequence[dict[str, Any]], bits: float, source: str, out: Path) ->
                   markersize=4, alpha=0.35, markeredgewidth=0, label=f"{word}s")  # fmt: skip
     front = sorted((row["bits"], row["qsnr_db"]) for row in rows if row["pareto"])
     axes.step(*zip(*front, strict=True), where="post", color=COLORS[3], label="Pareto front")
-    named = [row for row in rows if row["named"] and row["format"].isalnum()]
+    named = [row for row in rows if row["format"] in NAMED]
     for row in named:
         axes.plot(row["bits"], row["qsnr_db"], "D", color=COLORS[0], markersize=5)
         axes.annotate(row["format"], (row["bits"], row["qsnr_db"]), xytext=(4, 4),
