@@ -12,7 +12,7 @@ tier() {  # tier NAME ARGUMENTS...
     [ "$code" = 0 ] || failed+=("$name (pytest's exit code $code)")
 }
 tier "fast" -n 2 --dist worksteal "$@"  # which leaves the tests of a fixture together
-tier "slow" -m slow -n 2 --dist loadgroup "$@"
+tier "slow" -m slow -n 2 --dist loadfile "$@"
 
 for name in ${failed[@]+"${failed[@]}"}; do
     echo "test.sh: failed: $name" >&2

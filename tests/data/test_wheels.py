@@ -15,7 +15,7 @@ from data.pretrained import load_vocabulary
 from data.request import PrepareRequest
 from data.shards import TokenShards
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheels")]
+pytestmark = pytest.mark.slow
 
 LLAMA = Wheel(
     "llama-models==0.3.0",

@@ -1,5 +1,6 @@
 """Run folders as `lowbit fit` leaves them, with losses that a test chooses."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -16,15 +17,6 @@ collect_ignore = [
     *("curve.py", "malloc_peak.py", "plain_transformers.py", "recorder.py", "two_ranks.py"),
 ]
 BATCH, SEQ_LEN = 4, 8
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Ranks are started once for all tests that look at them: in one of xdist's processes."""
-    for item in items:
-        if "ranks" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ranks"))
-
-
 COLUMNS = "step,tokens_seen,train/loss,grad_norm,lr,tokens_per_second,val/loss,val/perplexity"
 
 
@@ -233,16 +225,18 @@ def save() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def ranks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """Runs of two processes, all by one program that imports everything once."""
-    folder = tmp_path_factory.mktemp("ranks")
-    program = Path(__file__).with_name("two_ranks.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, str(program), str(folder), str(tiny_data)],  # its folder importable
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=environment,
-    )
-    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    """Runs of two processes, all by one program, which the first of xdist's processes starts."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, program = base / "ranks", Path(__file__).with_name("two_ranks.py")
+    with (base / "ranks.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.mkdir()
+            command = [sys.executable, str(program), str(folder), str(tiny_data)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            ended = subprocess.run(
+                command, capture_output=True, text=True, timeout=900, env=environment
+            )
+            assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     return folder, json.loads((folder / "results.json").read_text())

@@ -16,7 +16,7 @@ from train.compare.branches import BranchSet
 from train.runs.casts import CastGap, write_cast_gaps
 
 Make = Callable[..., Path]
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.slow
 
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

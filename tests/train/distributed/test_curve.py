@@ -14,7 +14,7 @@ STEPS = 12  # the figures over 50 steps: python tests/train/curve.py FOLDER TOKE
 # same bits here whatever the number of rows. Where it has not, a code in 10^4 may differ.
 GRADIENT_BOUND = {"bf16": 1e-5, "mxint8": 1e-3, "mxfp8": 1e-3}
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("curves")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
