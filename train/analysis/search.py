@@ -193,14 +193,13 @@ def _casts(
     model, _ = castable(model, "the model", ["lm_head"])
     scores = evaluate(model, {"bf16": QuantRecipe(), **recipes}, text)
     for row in rows:
-        if row["format"] in recipes:
-            kl = scores[row["format"]].kl
-            row["KL"] = sum(kl) / len(kl)
+        kl = scores[row["format"]].kl if row["format"] in recipes else None
+        row["KL"] = kl and sum(kl) / len(kl)
 
 
 def _report(rows: Sequence[Row], args: argparse.Namespace, source: str, x: Tensor) -> list[str]:
     names = _best(rows, args)
-    best = [row for row in rows if row["pareto"] or row["format"] in names or "KL" in row]
+    best = [row for row in rows if row["pareto"] or row["format"] in names or row.get("KL")]
     shown = [
         {
             "format": row["format"], "bits/value": row["bits"], "QSNR dB": round(row["qsnr_db"], 2),

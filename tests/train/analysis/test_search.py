@@ -15,7 +15,7 @@ from train.analysis.search_grid import grid
 from train.analysis.theory import samples
 from train.cli import main
 
-FEW = ("mxint4", "nvfp4", "nvint4", "e2m1_ue5m3", "mxfp4_b16")
+FEW = ("mxint4", "nvfp4", "nvint4", "e2m1_ue5m3", "mxfp4_b16", "mxint8")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_stopped_search_goes_on_and_is_the_search(
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(["search", "gaussian", "--out", str(whole)]) == 0
-    assert "5 formats on gaussian, seed 0" in capsys.readouterr().out
+    assert "6 formats on gaussian, seed 0" in capsys.readouterr().out
     measured, seen = search.measured, list[str]()
 
     def stopping(format: BlockFormat, tensors: torch.Tensor) -> Any:
@@ -102,6 +102,7 @@ def test_a_models_operands(few: list[BlockFormat], tmp_path: Path, capsys: Any) 
     out = capsys.readouterr().out
     assert "mean QSNR over 42 tensors" in out  # of 7 layers
     rows = list(csv.DictReader((tmp_path / "out/search.csv").read_text().splitlines()))
-    assert rows[0]["KL"] and [bool(row["KL"]) for row in rows].count(True) == 2
+    assert rows[0]["format"] == "mxint8"  # beyond the budget
+    assert [bool(row["KL"]) for row in rows] == [False, True, True, False, False, False]
     assert json.loads((tmp_path / "out/search.json").read_text())["search"]["sample"] == [2048, 128]
     assert (tmp_path / "out/search.png").stat().st_size > 10_000
