@@ -31,7 +31,7 @@ TAKEN = (
         "profiler",
         "logger",
     ),
-    *("max_steps", "max_time", "val_check_interval", "limit_val_batches"),
+    *("max_steps", "val_check_interval", "limit_val_batches"),
     *("accumulate_grad_batches", "deterministic", "benchmark", "inference_mode"),
     *("detect_anomaly", "enable_model_summary", "enable_autolog_hparams", "log_every_n_steps"),
 )
@@ -43,6 +43,7 @@ _CHECKPOINTS = "use checkpoint_every and keep_checkpoints"
 #: field -> why a value other than the default would be ignored here, or would be another run
 REFUSED = {
     "fast_dev_run": "use trainer.max_steps",
+    "max_time": "a run ends at trainer.max_steps; a signal saves, and the same command goes on",
     "max_epochs": _STEPS,
     "min_epochs": _STEPS,
     "min_steps": _STEPS,
@@ -72,7 +73,7 @@ NO_CALLBACK = {
     "LearningRateFinder": "use model.optimization.lr",
     "StochasticWeightAveraging": "it replaces the schedule: use model.optimization.schedule",
     "EarlyStopping": _STEPS,
-    "Timer": "use trainer.max_time",
+    "Timer": "a run ends at trainer.max_steps",
     "ModelCheckpoint": _CHECKPOINTS,
     "OnExceptionCheckpoint": _CHECKPOINTS,
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 from data.vocabulary import Vocabulary
 from lowbit import QuantizedTensor, QuantRecipe, ScaleFormat, quantize, rotate
 from lowbit.definition.transforms import Transform
+from train.checkpoints.folder import complete_checkpoints, step_of
 from train.config.policies import read_policy
 from train.quantized.layout import StoredLayer, check_stored
 from train.quantized.model import (
@@ -47,7 +48,10 @@ def of_run(run: Path, *, fuse: bool) -> QuantizedModel:
     policy = read_policy(config["model"]["policy"])
     subject = load_subject(str(run), Path(".cache"))
     model = subject.model
-    phase = policy.phase_at(record["max_steps"] - 1, record["max_steps"])
+    step = record["max_steps"]
+    if record["status"] != "finished":  # the newest checkpoint's weights
+        step = step_of(complete_checkpoints(run / "checkpoints")[-1])
+    phase = policy.phase_at(step - 1, record["max_steps"])
     recipes = {n: r for n, r in policy.resolve(model, phase).items() if r and r.fprop_weight}
     if not recipes:
         raise ValueError(
@@ -67,7 +71,7 @@ def of_run(run: Path, *, fuse: bool) -> QuantizedModel:
         method={
             "name": "QAT: trained under the recipe, its weights rounded to nearest",
             "recipe": policy.name,
-            "steps": record["max_steps"],
+            "steps": step,
             "data": record["data"]["fingerprint"][:12],
         },
     )

@@ -91,8 +91,8 @@ def _fit(cli: RunCLI) -> int:
         cli.others.close()
     if trainer.global_step < trainer.max_steps:
         raise ValueError(
-            f"{run_dir} ended after step {trainer.global_step} of {trainer.max_steps}: a limit "
-            "among the trainer's arguments (max_time) ended it"
+            f"{run_dir} ended after step {trainer.global_step} of {trainer.max_steps}: one of "
+            "trainer.callbacks ended it"
         )
     weights = gathered(module.model)  # from all ranks
     if trainer.is_global_zero:

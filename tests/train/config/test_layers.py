@@ -34,19 +34,30 @@ def test_the_last_policy_is_the_runs_own() -> None:
             assert both.plain == alone[last], (first.stem, last.stem)
 
 
-@pytest.mark.parametrize("first", ["recipe/nvfp4", "control/bf16_noise_mxint8"])
-def test_bf16_after_another_policy_is_bf16(
-    first: str, fit: Fit, tmp_path: Path, capsys: Any, assert_same_run: Callable[..., None]
-) -> None:
+SLOW = [pytest.param(*pair, marks=pytest.mark.slow) for pair in (
+    ("recipe/mxint8", "recipe/nvfp4"), ("recipe/nvfp4", "recipe/mxint8"),
+    ("control/bf16_perturbed", "recipe/mxfp8"), ("recipe/bf16", "control/bf16_noise_mxint8"),
+)]  # fmt: skip
+TRAINED = [("recipe/nvfp4", "recipe/bf16"), ("control/bf16_noise_mxint8", "recipe/bf16"), *SLOW]
+
+
+@pytest.mark.parametrize(("first", "last"), TRAINED)
+def test_a_run_under_the_last_policy_is_that_policys_to_the_bit(
+    first: str, last: str, fit: Fit, tmp_path: Path, capsys: Any,
+    assert_same_run: Callable[..., None],
+) -> None:  # fmt: skip
+    """Weights, optimizer and rows after a step."""
     alone, after = tmp_path / "alone", tmp_path / "after"
-    steps = ("--trainer.max_steps", "3")
-    assert fit(alone, "bf16", *steps) == 0
-    last = ("-c", str(CONFIGS / f"{first}.yaml"), "-c", RECIPE.format("bf16"))
-    assert fit(after, "mxint8", *last, *steps) == 0
+    steps = ("--trainer.max_steps", "1", "--model.optimization.warmup_steps", "0")
+    assert fit(alone, f"../{last}", *steps) == 0
+    assert fit(after, f"../{first}", "-c", str(CONFIGS / f"{last}.yaml"), *steps) == 0
     error = capsys.readouterr().err
-    assert f"bf16.yaml (bf16) replaces that of {CONFIGS / first}.yaml ({Path(first).stem}" in error
+    assert f"{last}.yaml ({Path(last).stem}) replaces that of" in error
+    assert f"{first}.yaml ({Path(first).stem})" in error
     assert_same_run(after, alone)
-    assert json.loads((after / "run.json").read_text())["control"] is None
+    records = [json.loads((run / "run.json").read_text()) for run in (alone, after)]
+    assert records[0]["control"] == records[1]["control"]
+    assert records[0]["identity"] == records[1]["identity"]
 
 
 BASE = """

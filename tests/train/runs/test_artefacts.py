@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data.plain import SEAL, sealed
+from lowbit import bf16
 from train.checkpoints.folder import _encode
 from train.cli import main
 from train.runs.casts import CastGap, write_cast_gaps
@@ -408,6 +409,81 @@ def test_branches_of_another_run_are_no_part_of_a_comparison(
     assert "is of none of these runs: " in capsys.readouterr().err
 
 
+def of_another(artefact: str) -> tuple[Act, Callable[[Folders], list[str]], str]:
+    """What was made of the mxint8 run, holding weights that were not."""
+
+    def make(f: Folders) -> list[str]:
+        if artefact == "export":
+            return ["export", str(f.mxint8), str(f.out), "--layout", "bf16"]
+        rule = ("--format", "mxint8", "--method", "rtn", "--observer", "minmax")
+        return ["quantize", str(f.mxint8), str(f.out), *rule]
+
+    def act(f: Folders) -> None:
+        assert main(make(f)) == 0
+        name = next(f.out.glob("*.safetensors")).name
+        copy(f.bf16 / "hf" / "model.safetensors", f.out / name)
+
+    def call(f: Folders) -> list[str]:
+        text = ("--windows", "1", "--seq-len", "16")
+        return ["eval", str(f.out), "--against", str(f.bf16), *text]
+
+    return act, call, "is not what was written"
+
+
+MADE = {"export with other weights": "export", "quantized with other weights": "quantize"}
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_what_was_made_of_a_run_and_changed_is_refused(
+    case: str, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    act, call, message = of_another(MADE[case])
+    act(folders)
+    assert main(call(folders)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_report_names_the_runs_it_is_of(folders: Folders) -> None:
+    """By their identity, so that a page of other runs is told from it."""
+    assert main(compare(folders)) == 0
+    rows = json.loads((folders.out / "compare.json").read_text())["runs"]
+    hashes = [read_run(path).identity.hash for path in (folders.bf16, folders.mxint8)]
+    assert [row["identity"] for row in rows] == hashes
+
+
+#: the 20 cases of issue 19's bar 5, and more: each is a test of this file
+ARTEFACTS = {
+    "run.json": ("run.json of another run", "run.json of the other arm", "an edited field"),
+    "config.yaml": ("config.yaml of another run", "config.yaml edited"),
+    "metrics.csv": ("metrics.csv of another run", "metrics.csv of the other arm"),
+    "checkpoint": (
+        "checkpoint of another run", "checkpoint with an edited origin",
+        "checkpoint of another run, branched from",
+    ),
+    "hf": (
+        "hf of another run", "hf of the other arm", "weights of the other arm",
+        "hf without its signature", "a signature of the other arm",
+    ),
+    "corpus": (
+        "another corpus in the run's place, evaluated",
+        "another corpus in the run's place, branched",
+    ),
+    "cast gap": (
+        "of the weights before an extension", "of another recipe under the name",
+        "by other BF16 products", "of another run's weights",
+    ),
+    "sweep": ("rate", "length", "width", "no key", "shorter"),
+    "made of it": ("export with other weights", "quantized with other weights"),
+}  # fmt: skip
+
+
+def test_every_artefact_has_its_cases() -> None:
+    """Branches, golden curves, an earlier end's hf/ and a report have tests of their own."""
+    cases = [case for cases in ARTEFACTS.values() for case in cases]
+    assert len({*cases}) == len(cases) >= 20
+    assert {*cases} <= {*REFUSED, *STALE, *SWEEPS, *MADE}
+
+
 def test_golden_curves_of_another_run_are_no_pair(
     folders: Folders, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -430,9 +506,10 @@ def test_an_export_of_curves_overwrites_curves_alone(
     assert mine.read_text() == text and not folders.out.exists()
 
 
-# --- runs of an older lowbit (commit 4f99648) ---------------------------------------------------
+# --- runs of an older lowbit --------------------------------------------------------------------
 
-OLD = Path(__file__).parent / "old_runs"
+OLD = Path(__file__).parent / "old_runs"  # of commit 4f99648, without an identity
+KEPT = Path(__file__).parent / "kept_runs"  # of commit 84f2699
 OLD_CONFIG = """
 model:
   llama: {hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2,
@@ -442,29 +519,40 @@ data: {seq_len: 32, global_batch_size: 4, val_windows: 4}
 trainer: {max_steps: 4, val_check_interval: 2, accelerator: cpu, accumulate_grad_batches: 2}
 checkpoint_every: 2
 """
+SAID = {OLD: "is of an older lowbit: data.val_choice is first", KEPT: "resumed after step 2"}
 
 
 def test_old_runs_are_read_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", str(OLD), "--out", str(tmp_path)]) == 0
-    out = " ".join(capsys.readouterr().out.split())
-    assert "Without an identity, of an older lowbit: bf16 s0, bf16_perturbed s0" in out
-    assert read_run(OLD / "bf16-s0").identity.fields["trainer.val_check_interval"] == 2
+    silent = "Without an identity, of an older lowbit: bf16 s0, bf16_perturbed s0"
+    for folder in (OLD, KEPT):
+        assert main(["compare", str(folder), "--out", str(tmp_path)]) == 0
+        assert (silent in " ".join(capsys.readouterr().out.split())) is (folder is OLD)
+        assert read_run(folder / "bf16-s0").identity.fields["trainer.val_check_interval"] == 2
+    kept = read_run(KEPT / "bf16-s0")
+    written = kept.info["identity"]["fields"].items()
+    assert written <= kept.identity.fields.items()  # as it stands there
 
 
+@pytest.mark.parametrize("old", [OLD, KEPT], ids=["4f99648", "84f2699"])
 def test_an_old_run_goes_on(
-    tmp_path: Path, tiny_data: Path, recipes: Path, capsys: pytest.CaptureFixture[str]
+    old: Path,
+    tmp_path: Path,
+    tiny_data: Path,
+    recipes: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """From step 2, with its first windows; a changed field is refused by its name."""
-    shutil.copytree(OLD / "bf16-s0", tmp_path / "bf16-s0")
+    """From step 2, with its own windows; a changed field is refused by its name."""
+    shutil.copytree(old / "bf16-s0", tmp_path / "bf16-s0")
     config = tmp_path / "old.yaml"
     config.write_text(OLD_CONFIG)
     layers = ("-c", str(config), "-c", str(recipes / "bf16.yaml"), "--data.path", str(tiny_data))
     argv = ["fit", *layers, "--run_dir", str(tmp_path / "bf16-s0")]
-    assert main([*argv, "--model.optimization.lr", "0.5"]) == 2
-    assert "model.optimization.lr: 0.01 -> 0.5" in capsys.readouterr().err
-    assert main(argv) == 0
-    assert "is of an older lowbit: data.val_choice is first" in capsys.readouterr().out
-    before, after = read_run(OLD / "bf16-s0"), read_run(tmp_path / "bf16-s0")
+    with bf16.using("native"):  # as they were
+        assert main([*argv, "--model.optimization.lr", "0.5"]) == 2
+        assert "model.optimization.lr: 0.01 -> 0.5" in capsys.readouterr().err
+        assert main(argv) == 0
+    assert SAID[old] in capsys.readouterr().out
+    before, after = read_run(old / "bf16-s0"), read_run(tmp_path / "bf16-s0")
     for name in ("train/loss", "val/loss", "lr"):
         assert after.metrics[name].tolist() == pytest.approx(
             before.metrics[name].tolist(), rel=1e-4, nan_ok=True

@@ -193,6 +193,68 @@ def test_one_identity_is_one_run_to_the_bit(
             check_pairing(pair)
 
 
+SMALL = """
+model:
+  llama: {hidden_size: 64, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2,
+    num_key_value_heads: 1, vocab_size: 320, max_position_embeddings: 64, attention_dropout: 0.1}
+  optimization: {lr: 1.0e-2, warmup_steps: 1}
+data: {seq_len: 16, global_batch_size: 4, val_windows: 4}
+trainer: {max_steps: 3, val_check_interval: 2, accelerator: cpu}
+"""
+#: options of `lowbit fit`: what moves no row, then what may
+FREE = {
+    "data.num_workers": ["1"], "checkpoint_every": ["1", "2"], "keep_checkpoints": ["3"],
+    "disk_full": ["continue"], "trainer.log_every_n_steps": ["1"], "collective_timeout": ["60"],
+    "model.gradient_checkpointing": ["true"], "model.keep.quantized_weights": ["true"],
+    "model.validate_bf16": ["true"], "trainer.detect_anomaly": ["true"],
+}  # fmt: skip
+MOVING = {
+    "model.optimization.lr": ["2e-2", "5e-3"], "model.optimization.weight_decay": ["0.5"],
+    "model.optimization.max_grad_norm": ["0.1"], "model.optimization.warmup_steps": ["0", "3"],
+    "model.optimization.min_lr_ratio": ["0.5"], "model.llama.rms_norm_eps": ["1e-2"],
+    "model.llama.attention_dropout": ["0"], "model.llama.hidden_act": ["gelu"],
+    "model.llama.tie_word_embeddings": ["true"], "model.llama.initializer_range": ["0.1"],
+    "data.seq_len": ["8", "32"], "data.global_batch_size": ["2"], "data.val_windows": ["3"],
+    "data.val_choice": ["first"], "data.document_masking": ["true"],
+    "trainer.precision": ["32-true"], "trainer.accumulate_grad_batches": ["2"],
+    "trainer.val_check_interval": ["1", "3"], "trainer.max_steps": ["4"],
+    "trainer.limit_val_batches": ["0"], "model.policy.recipe.wgrad_input": ["mxfp8"],
+}  # fmt: skip
+COLUMNS = ("train/loss", "grad_norm", "lr", "val/loss", "tokens_seen")
+
+
+@pytest.mark.slow
+def test_300_pairs_of_runs_that_were_trained(
+    tmp_path: Path, recipes: Path, tiny_data: Path, capsys: Any
+) -> None:
+    """25 runs, each with another: one identity is one curve to the bit; what moves it is named."""
+    from train.cli import main
+
+    rng, runs = random.Random(19), []
+    (tmp_path / "small.yaml").write_text(SMALL)
+    for index in range(25):
+        chosen = rng.sample(sorted(FREE), rng.randint(0, 2))
+        chosen += rng.sample(sorted(MOVING), 0 if index < 6 else rng.randint(1, 2))
+        flags = [x for n in chosen for x in (f"--{n}", rng.choice({**FREE, **MOVING}[n]))]
+        recipe = rng.choice(["bf16", "mxint8"] if index >= 6 else ["mxint8"])
+        layers = ["-c", str(tmp_path / "small.yaml"), "-c", str(recipes / f"{recipe}.yaml")]
+        place = ["--data.path", str(tiny_data), "--run_dir", str(tmp_path / f"r{index}")]
+        assert main(["fit", *layers, *place, *flags]) == 0, flags
+        runs.append(replace(read_run(tmp_path / f"r{index}"), label=f"r{index}"))
+    equal, pairs = 0, [(a, b) for i, a in enumerate(runs) for b in runs[i + 1 :]]
+    for a, b in pairs:
+        rows = [repr([x.metrics[n].tolist() for n in COLUMNS if n in x.metrics]) for x in (a, b)]
+        if a.identity.hash == b.identity.hash:
+            equal += 1
+            assert rows[0] == rows[1], (a.path, b.path)
+        said = screen(a, b)
+        groups = (Group.SHARED, Group.SEED, Group.RECIPE)
+        for difference in a.identity.differences(b.identity, *groups):
+            assert names(said, difference.field), (difference, said)
+        assert rows[0] == rows[1] or a.identity.hash != b.identity.hash
+    assert len(pairs) == 300 and equal >= 10
+
+
 def test_a_declared_difference_is_in_the_name_and_the_sentence(
     trained: Path, fit: Fit, tmp_path: Path, capsys: Any
 ) -> None:
