@@ -104,6 +104,7 @@ def test_a_typo_ends_every_verb_before_it_begins(
     fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOWBIT_BF16", "fp23")
+    monkeypatch.setattr(bf16, "_stands", False)  # the suite's own may be there already
     bf16._chosen.cache_clear()
     recipe = str(Path(__file__).parents[2] / "configs" / "recipe" / "bf16.yaml")
     verbs: list[Callable[[], int]] = [

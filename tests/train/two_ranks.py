@@ -22,6 +22,7 @@ import yaml
 from malloc_peak import measure_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lowbit import bf16
 from train.checkpoints import sharded
 from train.checkpoints.folder import complete_checkpoints
 from train.cli import main
@@ -141,8 +142,12 @@ class Runs:
         act: Act | None = None,
         step: int = 3,
         config: str = "config.yaml",
+        way: str | None = None,
     ) -> dict[str, Any]:
-        """All ranks of a run, `act` on the last; exit codes, windows by step, rank 0's log."""
+        """All ranks of a run, `act` on the last; exit codes, windows by step, rank 0's log.
+
+        `way`: of multiplying BF16.
+        """
         for old in self.folder.glob(f"{run}-*"):
             old.unlink()
         ranks, port = 1 if strategy == "auto" else 2, free_port()
@@ -151,6 +156,9 @@ class Runs:
         argv += ["--model.gradient_checkpointing", str(strategy == "fsdp2").lower()]  # same bits
 
         def prepare(rank: int) -> None:
+            if way is not None:
+                os.environ[bf16.VARIABLE] = way
+                bf16._chosen.cache_clear()
             acts = act if rank == ranks - 1 else None
             count_reductions(self.folder / f"{run}-{rank}.reduced")
             watch(self.folder / f"{run}-{rank}.windows", acts, step)
@@ -212,6 +220,7 @@ def scenarios(folder: Path, tokens: Path) -> dict[str, Any]:
     """In their order: some go on from what an earlier one left."""
     torch.set_num_threads(1)
     (folder / "config.yaml").write_text(CONFIG)
+    (folder / "plain.yaml").write_text(CONFIG.replace("dropout: 0.1", "dropout: 0"))
     (folder / "memory.yaml").write_text(MEMORY)
     run, stop = Runs(folder, tokens), raising(signal.SIGTERM)
     results = {"whole": run("whole"), "sigterm rank 1": run("two", act=stop)}
@@ -230,6 +239,10 @@ def scenarios(folder: Path, tokens: Path) -> dict[str, Any]:
     init_from(folder)
     for strategy in ("auto", "ddp", "fsdp2"):
         results[f"init_from, {strategy}"] = run(f"init-{strategy}", strategy, config="init.yaml")
+    for way in ("native", "fp32"):
+        for strategy in ("auto", "ddp", "fsdp2"):
+            name = f"{way}-{strategy}"
+            results[name] = run(name, strategy, config="plain.yaml", way=way)
     results["kill rank 1"] = run("kill", act=raising(signal.SIGKILL))
     return results
 

@@ -167,6 +167,24 @@ def test_full_to_sharded_to_full(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["native", "fp32"])
+def test_two_ranks_in_each_way_of_multiplying_bf16(way: str, ranks: tuple[Path, Any]) -> None:
+    """DDP and FSDP2 take the same steps to the bit; the losses are those of one process."""
+    folder, results = ranks
+    runs = [f"{way}-{strategy}" for strategy in ("auto", "ddp", "fsdp2")]
+    losses = []
+    for run in runs:
+        assert set(results[run]["codes"]) == {0}, results[run]["log"]
+        assert json.loads((folder / run / "run.json").read_text())["bf16_products"] == way
+        rows = (folder / run / "metrics.csv").read_text().splitlines()
+        column = rows[0].split(",").index("train/loss")
+        losses.append([float(row.split(",")[column]) for row in rows[1:]])
+    assert losses[1] == losses[2] and len(losses[0]) == 6
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-6)  # before any sum's order tells
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_accumulation_needs_no_further_reductions(ranks: tuple[Path, Any]) -> None:
     """2 steps of 2 micro-batches; groups: per block linears and norms, lm_head, embedding, norm."""
     _, results = ranks

@@ -42,7 +42,12 @@ def test_cast_gap(fit: Fit, tmp_path: Path) -> None:
 
 
 def _equal_plain_transformers(folder: Path, gaps: dict[str, CastGap]) -> None:
-    """KL and floor, and what `lowbit eval` says of the same weights and windows, to 1 %."""
+    """KL and floor, and what `lowbit eval` says of the same weights and windows, to 1 % or to a
+    tenth of the floor, which is what BF16's own rounding alone makes: sums of batches of another
+    size round differently on some machines.
+    """
+    floor = gaps["mxfp8"].kl_floor
+    assert floor is not None
     windows = _validation_windows(load_yaml((folder / "bf16" / "config.yaml").read_text()))
     batch = windows.batch(np.arange(gaps["bf16"].windows), 0)
     seen = {
@@ -52,7 +57,7 @@ def _equal_plain_transformers(folder: Path, gaps: dict[str, CastGap]) -> None:
     p = seen["bf16"]
     for name in FORMATS:
         expected = (p.exp() * (p - seen[name])).sum(-1).mean().item()
-        assert gaps[name].kl == pytest.approx(expected, rel=0.01)
+        assert gaps[name].kl == pytest.approx(expected, rel=0.01, abs=floor / 10)
     arguments = [str(folder / "bf16"), "--windows", str(gaps["bf16"].windows)]
     assert main(["eval", *arguments, "--formats", *FORMATS, "--out", str(folder / "eval")]) == 0
     rows = {
@@ -60,7 +65,7 @@ def _equal_plain_transformers(folder: Path, gaps: dict[str, CastGap]) -> None:
         for row in json.loads((folder / "eval" / "eval.json").read_text())["rows"]
     }
     for name in FORMATS:
-        assert rows[name]["KL"] == pytest.approx(gaps[name].kl, rel=0.01)
+        assert rows[name]["KL"] == pytest.approx(gaps[name].kl, rel=0.01, abs=floor / 10)
         assert rows[name]["loss gap"] == pytest.approx(gaps[name].mean, abs=1e-6)
 
 
