@@ -83,7 +83,7 @@ def trackio_rows(run: Path, killed: bool) -> tuple[Rows, dict[str, Any]]:
         del sys.modules[module]  # they have read TRACKIO_DIR when they were imported
     storage = import_module("trackio.sqlite_storage").SQLiteStorage
     *before, name = storage.get_runs("lowbit")
-    assert len(before) == killed
+    assert len(before) <= killed  # what a killed one left, if it had sent anything
     rows = [
         {k: v for k, v in row.items() if k != "timestamp"}
         for row in storage.get_logs("lowbit", name)
