@@ -112,7 +112,7 @@ def test_the_table_of_formats() -> None:
 
 
 def test_an_unknown_name_lists_the_names() -> None:
-    with pytest.raises(ValueError, match=r"'mxint9'.*mxfp8_e4m3.*nvint8"):
+    with pytest.raises(ValueError, match=r"'mxint9'.*mxfp8_e5m2.*nvint8"):
         block_format("mxint9")
 
 
